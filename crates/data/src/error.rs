@@ -32,6 +32,8 @@ pub enum DataError {
     #[error("'{0}' is neither a tracked file or folder, nor a .dvc file, nor a stage")]
     Target(String),
     #[error("{0}")]
+    Plot(String),
+    #[error("{0}")]
     Overlap(String),
     #[error("'{0}' is already tracked by Git")]
     TrackedByGit(String),
@@ -101,7 +103,7 @@ impl DataError {
             Self::Config(_) | Self::NoRemote(_) if !handled => 251,
             Self::NoProject(_) => 253,
             Self::Usage(_) => 254,
-            Self::NestedRules(_) => 255,
+            Self::NestedRules(_) | Self::Plot(_) => 255,
             Self::Init(_) => 1,
             _ if handled => 1,
             _ => 255,
@@ -131,7 +133,7 @@ impl Explain for DataError {
             Self::File { .. } => "data.file",
             Self::Config(_) => "data.config",
             Self::Usage(_) => "data.usage",
-            Self::Invalid(_) => "data.invalid",
+            Self::Invalid(_) | Self::Plot(_) => "data.invalid",
             Self::NestedRules(_) => "data.nested_rules",
             Self::Missing(_) => "data.missing",
             Self::NotInRepository { .. } => "data.not_in_repository",

@@ -12,12 +12,15 @@ use crate::error::DataError;
 use crate::ignore::{Rules, is_path_ignored};
 use crate::lock::{Claim, Lock};
 use crate::model::HashName;
-use crate::pipeline::target::{self, How};
 use crate::pipeline::template::Unpacking;
 use crate::pipeline::{self, Files};
 use crate::scm::Git;
 use crate::stage::{DVC_SUFFIX, Output, PIPELINE_FILE, Stage};
 use crate::state::State;
+
+pub mod target;
+
+use self::target::How;
 
 /// The folder of a project's configuration and cache.
 pub const DVC_DIR: &str = ".dvc";

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use crate::config::{normalise, relative_path};
 use crate::error::DataError;
 use crate::model::{Digest, HashName, Meta};
-use crate::pipeline::Recipe;
 use crate::yaml::{self, Value};
 
 mod import;
+mod recipe;
 
 pub use import::Import;
+pub use recipe::{Parameters, Recipe, UsedVariables};
 
 /// The suffix of files that track data.
 pub const DVC_SUFFIX: &str = ".dvc";

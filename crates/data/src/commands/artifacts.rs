@@ -65,7 +65,7 @@ pub fn find(
 /// The commit of a version. `tags` are sorted by time.
 fn select(tags: &[(String, String)], name: &str, version: &Version) -> Option<String> {
     let commit = |wanted: &str| {
-        let matches = |tag: &str| tag == wanted || tag.strip_prefix(wanted).is_some_and(|rest| is_counter(rest));
+        let matches = |tag: &str| tag == wanted || tag.strip_prefix(wanted).is_some_and(is_counter);
         tags.iter().rfind(|(tag, _)| matches(tag)).map(|(_, commit)| commit.clone())
     };
     match version {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::DataError;
 use crate::pipeline::JOIN;
-use crate::pipeline::graph::{Graph, of_outputs};
-use crate::pipeline::target::{How, named};
+use super::graph::{Graph, of_outputs};
+use crate::project::target::{How, named};
 use crate::project::{Project, find_output};
 use crate::stage::DVC_SUFFIX;
 

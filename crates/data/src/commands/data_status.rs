@@ -134,7 +134,7 @@ fn compare(
             continue;
         }
         match (old.entries.get(path), new.entries.get(path)) {
-            _ if !is_output && !(old.knows(path) && new.knows(path)) => {
+            _ if !(is_output || old.knows(path) && new.knows(path)) => {
                 changes.unknown.extend(new.entries.contains_key(path).then(|| path.clone()));
             }
             (Some(a), Some(b)) if a == b => drop(unchanged.insert(path.clone())),

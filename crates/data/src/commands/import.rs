@@ -365,13 +365,10 @@ pub(super) async fn take_location(
         }
     };
     record_tag(stage, &location, &item, taken.as_ref());
-    match taken {
-        Some(mut taken) if !only_record => {
-            // As in DVC, a copy is not executable.
-            taken.meta.is_exec = false;
-            set_output(&mut stage.outs[0], &taken);
-        }
-        _ => (stage.outs[0].digest, stage.outs[0].meta) = (None, Meta::default()),
+    if let (Some(mut taken), false) = (taken, only_record) {
+        // As in DVC, a copy is not executable.
+        taken.meta.is_exec = false;
+        set_output(&mut stage.outs[0], &taken);
     }
     Ok(())
 }

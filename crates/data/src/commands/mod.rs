@@ -14,6 +14,7 @@ pub mod diff;
 pub mod edit;
 pub mod gc;
 pub mod get;
+pub mod graph;
 pub mod hooks;
 pub mod import;
 pub mod init;

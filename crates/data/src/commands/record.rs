@@ -6,10 +6,10 @@ use super::{GitFiles, relink};
 use crate::error::DataError;
 use crate::gitignore;
 use crate::model::HashName;
-use crate::pipeline::{Parameters, params, read_workspace};
+use crate::pipeline::{params, read_workspace};
 use crate::project::Project;
 use crate::snapshot::{self, Snapshot};
-use crate::stage::{Output, Stage};
+use crate::stage::{Output, Parameters, Stage};
 use crate::yaml::Value;
 
 /// Whether the data goes into the cache, and links to it into the workspace.

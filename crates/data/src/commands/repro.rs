@@ -13,9 +13,9 @@ use super::run::{How as RunHow, Prepared, finish, is_changed, prepare, pull};
 use super::{GitFiles, Talk};
 use crate::error::DataError;
 use crate::lock::Claim;
-use crate::pipeline::graph::Graph;
+use super::graph::Graph;
 use crate::pipeline::process::Job;
-use crate::pipeline::target::{How, all_named};
+use crate::project::target::{How, all_named};
 use crate::project::Project;
 use crate::stage::{PIPELINE_FILE, Stage};
 

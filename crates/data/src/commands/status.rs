@@ -4,11 +4,10 @@ use super::record::parameter_file;
 use crate::error::DataError;
 use crate::manifest::Manifest;
 use crate::model::{Digest, HashName};
-use crate::pipeline::Parameters;
 use crate::pipeline::value::equal;
 use crate::project::{Project, Selected};
 use crate::snapshot;
-use crate::stage::{Import, Output, Stage};
+use crate::stage::{Import, Output, Parameters, Stage};
 use crate::yaml::Value;
 
 /// The state of an output or dependency that is not as recorded.

@@ -82,12 +82,12 @@ async fn update_repository(
     }
     announce(project, stage, talk);
     if options.no_download {
-        forget_output(project, stage, talk)?;
+        discard(project, &stage.outs[0], talk)?;
     } else {
         take_files(project, stage, &repository, options.jobs).await?;
         restore(project, &stage.outs[0], false, talk)?;
     }
-    stage.seal();
+    seal(stage, options);
     finish(project, stage).map(drop)
 }
 
@@ -113,13 +113,13 @@ async fn update_location(
     }
     announce(project, stage, talk);
     if options.no_download {
-        forget_output(project, stage, talk)?;
+        discard(project, &stage.outs[0], talk)?;
     }
     take_location(project, stage, options.no_download, options.jobs).await?;
     if !options.no_download {
         restore(project, &stage.outs[0], false, talk)?;
     }
-    stage.seal();
+    seal(stage, options);
     finish(project, stage).map(drop)
 }
 
@@ -140,9 +140,11 @@ fn unchanged(project: &Project, stage: &Stage, talk: &dyn Talk) -> Result<(), Da
     finish(project, stage).map(drop)
 }
 
-/// Removes the old data from the workspace, and its digest, which no longer fits the recorded version.
-fn forget_output(project: &Project, stage: &mut Stage, talk: &dyn Talk) -> Result<(), DataError> {
-    discard(project, &stage.outs[0], talk)?;
-    (stage.outs[0].digest, stage.outs[0].meta) = (None, Meta::default());
-    Ok(())
+/// Seals an updated import. Without the new data, the digest of the old data no longer fits the recorded version, so it is removed; as in DVC, the
+/// digest of the stage still includes it.
+fn seal(stage: &mut Stage, options: &Options) {
+    stage.seal();
+    if options.no_download {
+        (stage.outs[0].digest, stage.outs[0].meta) = (None, Meta::default());
+    }
 }

@@ -50,18 +50,17 @@ impl Repository {
         Ok(Some((true, files)))
     }
 
-    /// Makes objects of a project available in the cache of received objects, from a cache on this machine or from the project's remote.
+    /// Makes objects of a project available in the cache `target`, from a cache on this machine or from the project's remote.
     ///
     /// # Errors
     /// [`DataError::NotInCache`] if neither has an object, or an error of the remote.
     pub(super) async fn receive(
         &self,
         number: usize,
-        hash: HashName,
+        target: &Cache,
         digests: &[Digest],
         jobs: Option<usize>,
-    ) -> Result<&Cache, DataError> {
-        let target = &self.received[usize::from(hash == HashName::Dos2Unix)];
+    ) -> Result<(), DataError> {
         let data = &self.projects[number];
         let mut missing = Vec::new();
         for digest in digests {
@@ -69,7 +68,7 @@ impl Repository {
                 continue;
             }
             let mut source = None;
-            for cache in data.caches.iter().filter(|cache| cache.hash() == hash) {
+            for cache in data.caches.iter().filter(|cache| cache.hash() == target.hash()) {
                 if source.is_none() && cache.contains(digest)? {
                     source = Some(cache);
                 }
@@ -80,7 +79,7 @@ impl Repository {
             }
         }
         if missing.is_empty() {
-            return Ok(target);
+            return Ok(());
         }
         let remote = match Remote::open(&data.config, None, "fetch") {
             Err(DataError::NoRemote(_)) if !data.caches.is_empty() => {
@@ -91,7 +90,7 @@ impl Repository {
         let downloads = missing.iter().map(|digest| remote.download(target, digest));
         let received: Result<Vec<()>, DataError> =
             futures_util::stream::iter(downloads).buffer_unordered(remote.concurrency(jobs)).try_collect().await;
-        received.map(|_| target)
+        received.map(drop)
     }
 
     /// Receives the objects among the files.
@@ -106,7 +105,7 @@ impl Repository {
                 wanted.sort_unstable();
                 wanted.dedup();
                 if !wanted.is_empty() {
-                    self.receive(number, hash, &wanted, jobs).await?;
+                    self.receive(number, self.received(hash), &wanted, jobs).await?;
                 }
             }
         }
@@ -117,7 +116,7 @@ impl Repository {
     fn place(&self, file: &Tracked) -> Option<PathBuf> {
         match &file.node.kind {
             Kind::Disk(path) => Some(path.clone()),
-            Kind::Object(_, hash, digest) => Some(self.received[usize::from(*hash == HashName::Dos2Unix)].path(digest)),
+            Kind::Object(_, hash, digest) => Some(self.received(*hash).path(digest)),
             Kind::Blob(_) | Kind::Folder => None,
         }
     }

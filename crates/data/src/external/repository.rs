@@ -102,7 +102,7 @@ pub struct Repository {
     pub(super) source: Source,
     pub(super) projects: Vec<Data>,
     /// Where received objects are stored, by algorithm.
-    pub(super) received: [Cache; 2],
+    received: [Cache; 2],
     manifests: Mutex<BTreeMap<Digest, Arc<Manifest>>>,
 }
 
@@ -446,6 +446,11 @@ impl Repository {
         Ok(found)
     }
 
+    /// Where received objects of an algorithm are stored.
+    pub(super) fn received(&self, hash: HashName) -> &Cache {
+        &self.received[usize::from(hash == HashName::Dos2Unix)]
+    }
+
     /// The manifest of an output; `None` for a file or an output without a digest.
     async fn manifest(&self, number: usize, out: &Output) -> Result<Option<Arc<Manifest>>, DataError> {
         let Some(digest) = out.digest.filter(|digest| digest.is_dir) else { return Ok(None) };
@@ -453,7 +458,12 @@ impl Repository {
         if known.is_some() {
             return Ok(known);
         }
-        let cache = self.receive(number, out.hash, &[digest], None).await?;
+        // Only a part of the folder may be imported, so its manifest is not kept with what is received.
+        let folder = tempfile::tempdir().map_err(DataError::io(std::env::temp_dir()))?;
+        let other = Cache::new(folder.path(), out.hash, false);
+        let received = self.received(out.hash);
+        let cache = if received.contains(&digest)? { received } else { &other };
+        self.receive(number, cache, &[digest], None).await?;
         let manifest = cache.manifest(&digest)?;
         let manifest = manifest.ok_or_else(|| DataError::NotInCache(vec![format!("{} ({digest})", out.written)]))?;
         let manifest = Arc::new(manifest);

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::files::Files;
-use super::template::{Lookup, TemplateError};
-use super::value::type_name;
+use super::template::{self, Lookup, Place, TemplateError, Unpacking};
+use super::value::{text, type_name};
 use crate::error::DataError;
+use crate::stage::UsedVariables;
 use crate::yaml::Value;
 
 /// The parameter file that is used if none is named.
@@ -14,7 +15,7 @@ pub const DEFAULT_PARAMS_FILE: &str = "params.yaml";
 
 /// A variable with the place that defines it.
 #[derive(Debug, Clone)]
-enum Node {
+pub(super) enum Node {
     Scalar(Value, Rc<Source>),
     List(Vec<Self>, Rc<Source>),
     Map(Vec<(String, Self)>),
@@ -22,7 +23,7 @@ enum Node {
 
 /// Where a variable is defined.
 #[derive(Debug)]
-struct Source {
+pub(super) struct Source {
     /// The parameter file, or the entry of `vars`; `None` for an iteration.
     name: Option<String>,
     /// The keys that lead to the variable.
@@ -56,7 +57,12 @@ impl Node {
         }
     }
 
-    fn to_value(&self) -> Value {
+    /// A value of `foreach` or `matrix`, or of the iteration, that no parameter file has.
+    pub(super) fn own(value: Value) -> Self {
+        Self::new(value, None, "", false)
+    }
+
+    pub(super) fn to_value(&self) -> Value {
         match self {
             Self::Scalar(value, _) => value.clone(),
             Self::List(items, _) => Value::List(items.iter().map(Self::to_value).collect()),
@@ -87,9 +93,6 @@ impl Node {
     }
 }
 
-/// The variables that a stage uses, by parameter file: their keys.
-pub type UsedVariables = Vec<(String, Vec<String>)>;
-
 /// A set of variables.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Context {
@@ -106,13 +109,47 @@ pub(super) type LoadError = String;
 
 impl Context {
     /// Sets a variable of an iteration, for this copy of the context.
-    pub(super) fn set(&mut self, key: &str, value: Value) {
-        let node = Node::new(value, None, key, false);
+    pub(super) fn set(&mut self, key: &str, node: Node) {
         match self.entries.iter_mut().find(|(name, _)| name == key) {
             Some(entry) => entry.1 = node,
             None => self.entries.push((key.to_owned(), node)),
         }
         self.reserved.push(key.to_owned());
+    }
+
+    /// Expands the templates of `foreach` or `matrix`. A variable in them keeps its place, so that the use of an item is a use of the parameter.
+    ///
+    /// # Errors
+    /// [`TemplateError`] of the first expression that cannot be replaced.
+    pub(super) fn items(&self, value: &Value, unpacking: Unpacking) -> Result<Node, TemplateError> {
+        Ok(match value {
+            Value::Map(entries) => {
+                let mut items: Vec<(String, Node)> = Vec::with_capacity(entries.len());
+                for (key, value) in entries {
+                    let key = template::resolve_text(key, &mut self.clone(), Place::Items, unpacking)?;
+                    let (key, item) = (text(&key), self.items(value, unpacking)?);
+                    match items.iter_mut().find(|(known, _)| *known == key) {
+                        Some(entry) => entry.1 = item,
+                        None => items.push((key, item)),
+                    }
+                }
+                Node::Map(items)
+            }
+            Value::List(values) => {
+                let items = values.iter().map(|value| self.items(value, unpacking)).collect::<Result<_, _>>()?;
+                Node::List(items, Rc::new(Source { name: None, path: String::new(), is_file: false }))
+            }
+            Value::String(text) if let Some(node) = template::reference(text).and_then(|keys| self.node(&keys)) => {
+                node.clone()
+            }
+            other => Node::own(template::resolve(other, &mut self.clone(), Place::Items, unpacking)?),
+        })
+    }
+
+    fn node(&self, keys: &[&str]) -> Option<&Node> {
+        let (first, rest) = keys.split_first()?;
+        let root = self.entries.iter().find(|(key, _)| key == first).map(|(_, node)| node)?;
+        rest.iter().try_fold(root, |node, key| node.step(key))
     }
 
     /// Removes and returns the record of variables that were used.
@@ -235,10 +272,7 @@ fn merge(into: &mut Vec<(String, Node)>, nodes: Vec<(String, Node)>, prefix: &st
 
 impl Lookup for Context {
     fn find(&mut self, keys: &[&str], name: &str) -> Result<Value, TemplateError> {
-        let missing = || TemplateError::NotFound(name.to_owned());
-        let (first, rest) = keys.split_first().ok_or_else(missing)?;
-        let root = self.entries.iter().find(|(key, _)| key == first).map(|(_, node)| node).ok_or_else(missing)?;
-        let node = rest.iter().try_fold(root, |node, key| node.step(key)).ok_or_else(missing)?;
+        let node = self.node(keys).ok_or_else(|| TemplateError::NotFound(name.to_owned()))?;
         let value = node.to_value();
         // As in DVC, a use of a dictionary is not recorded.
         if let Node::Scalar(_, source) | Node::List(_, source) = node

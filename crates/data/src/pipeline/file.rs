@@ -2,19 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use super::context::{Context, DEFAULT_PARAMS_FILE, LoadError, UsedVariables};
+use super::context::{Context, DEFAULT_PARAMS_FILE, LoadError, Node};
 use super::files::Files;
 use super::schema;
 use super::template::{self, Place, TemplateError, Unpacking};
 use super::value::{canonical, text as text_of, type_name};
 use crate::config::{Config, normalise};
 use crate::error::DataError;
+use crate::stage::UsedVariables;
 use crate::yaml::{self, Value};
 
 /// Maximum number of stages that a file may expand to.
 const MAX_STAGES: usize = 100_000;
 /// Separates the name of a group of stages from the key of one of them.
 pub const JOIN: &str = "@";
+
+/// The parts of the key of a combination of a matrix, and its item.
+type Combination = (Vec<String>, Vec<(String, Node)>);
 
 /// A `dvc.yaml` that was read.
 #[derive(Debug)]
@@ -137,7 +141,7 @@ impl PipelineFile {
                     let mut context = self.context.clone();
                     context.set("item", item);
                     if has_key {
-                        context.set("key", Value::String(key.clone()));
+                        context.set("key", Node::own(Value::String(key.clone())));
                     }
                     stages.push(self.expand(name, Some(&key), template, context, files)?);
                 }
@@ -147,7 +151,7 @@ impl PipelineFile {
                 self.check(name, &template, &[])?;
                 for (key, item) in self.combinations(name, matrix)? {
                     let mut context = self.context.clone();
-                    context.set("key", Value::String(key.clone()));
+                    context.set("key", Node::own(Value::String(key.clone())));
                     context.set("item", item);
                     stages.push(self.expand(name, Some(&key), &template, context, files)?);
                 }
@@ -173,21 +177,19 @@ impl PipelineFile {
     }
 
     /// The keys and items of `foreach`, and whether the keys are variables, too.
-    fn iteration(&self, name: &str, items: &Value) -> Result<Vec<(String, Value, bool)>, DataError> {
+    fn iteration(&self, name: &str, items: &Value) -> Result<Vec<(String, Node, bool)>, DataError> {
         let place = ["stages", name, "foreach"];
         let what = format!("stages.{name}.foreach");
         let failed = |error: TemplateError| self.failed(&place, &what, &error.to_string());
-        let resolved =
-            template::resolve(items, &mut self.context.clone(), Place::Items, self.unpacking).map_err(failed)?;
-        match resolved {
-            Value::Map(entries) => Ok(entries.into_iter().map(|(key, value)| (key, value, true)).collect()),
-            Value::List(items) => {
-                let by_index = items.iter().any(|item| matches!(item, Value::List(_) | Value::Map(_)));
-                let mut keyed: Vec<(String, Value, bool)> = Vec::new();
+        match self.context.items(items, self.unpacking).map_err(failed)? {
+            Node::Map(entries) => Ok(entries.into_iter().map(|(key, value)| (key, value, true)).collect()),
+            Node::List(items, _) => {
+                let by_index = items.iter().any(|item| !matches!(item, Node::Scalar(..)));
+                let mut keyed: Vec<(String, Node, bool)> = Vec::new();
                 for (i, item) in items.into_iter().enumerate() {
                     let key = match by_index {
                         true => i.to_string(),
-                        false => template::to_text(&item, self.unpacking).map_err(failed)?,
+                        false => template::to_text(&item.to_value(), self.unpacking).map_err(failed)?,
                     };
                     if !keyed.iter().any(|(known, ..)| *known == key) {
                         keyed.push((key, item, false));
@@ -195,7 +197,7 @@ impl PipelineFile {
                 }
                 Ok(keyed)
             }
-            other => {
+            Node::Scalar(other, _) => {
                 let place: Vec<String> = place.iter().map(|step| (*step).to_owned()).collect();
                 let reason = format!("expected list/dictionary, got {}", type_name(&other));
                 Err(self.error(&place, format!("failed to resolve '{what}' in '{}': {reason}", self.shown)))
@@ -204,16 +206,18 @@ impl PipelineFile {
     }
 
     /// The combinations of a matrix: their keys and items.
-    fn combinations(&self, name: &str, matrix: &Value) -> Result<Vec<(String, Value)>, DataError> {
+    fn combinations(&self, name: &str, matrix: &Value) -> Result<Vec<(String, Node)>, DataError> {
         let place = ["stages", name, "matrix"];
         let what = format!("stages.{name}.matrix");
         let failed = |error: TemplateError| self.failed(&place, &what, &error.to_string());
-        let resolved =
-            template::resolve(matrix, &mut self.context.clone(), Place::Items, self.unpacking).map_err(failed)?;
-        let mut combinations: Vec<(Vec<String>, Vec<(String, Value)>)> = vec![(Vec::new(), Vec::new())];
-        for (variable, values) in resolved.entries() {
-            let Value::List(values) = values else {
-                let reason = format!("expected list for '{variable}', got {}", type_name(values));
+        let resolved = self.context.items(matrix, self.unpacking).map_err(failed)?;
+        let Node::Map(variables) = resolved else {
+            return Err(self.failed(&place, &what, &format!("expected dictionary, got {}", type_name(&resolved.to_value()))));
+        };
+        let mut combinations: Vec<Combination> = vec![(Vec::new(), Vec::new())];
+        for (variable, values) in &variables {
+            let Node::List(values, _) = values else {
+                let reason = format!("expected list for '{variable}', got {}", type_name(&values.to_value()));
                 return Err(self.failed(&place, &what, &reason));
             };
             if combinations.len().saturating_mul(values.len()) > MAX_STAGES {
@@ -223,8 +227,8 @@ impl PipelineFile {
             for (fragments, item) in &combinations {
                 for (i, value) in values.iter().enumerate() {
                     let fragment = match value {
-                        Value::List(_) | Value::Map(_) => format!("{variable}{i}"),
-                        scalar => template::to_text(scalar, self.unpacking).map_err(failed)?,
+                        Node::List(..) | Node::Map(_) => format!("{variable}{i}"),
+                        Node::Scalar(scalar, _) => template::to_text(scalar, self.unpacking).map_err(failed)?,
                     };
                     let (mut fragments, mut item) = (fragments.clone(), item.clone());
                     fragments.push(fragment);
@@ -234,9 +238,9 @@ impl PipelineFile {
             }
             combinations = next;
         }
-        let mut keyed: Vec<(String, Value)> = Vec::new();
+        let mut keyed: Vec<(String, Node)> = Vec::new();
         for (fragments, item) in combinations {
-            let (key, item) = (fragments.join("-"), Value::Map(item));
+            let (key, item) = (fragments.join("-"), Node::Map(item));
             match keyed.iter_mut().find(|(known, _)| *known == key) {
                 Some(entry) => entry.1 = item,
                 None => keyed.push((key, item)),

@@ -7,7 +7,6 @@ mod context;
 pub(crate) mod entry;
 mod file;
 pub mod files;
-pub mod graph;
 pub mod lock;
 pub mod params;
 pub(crate) mod process;
@@ -15,16 +14,14 @@ mod python;
 pub mod recipe;
 pub mod run_cache;
 mod schema;
-pub mod target;
 pub mod template;
 pub mod value;
 
 use std::path::Path;
 
-pub use context::{DEFAULT_PARAMS_FILE, UsedVariables};
+pub use context::DEFAULT_PARAMS_FILE;
 pub use file::{Expanded, JOIN, PipelineFile, unpacking};
 pub use files::{Files, read_workspace};
-pub use recipe::{Parameters, Recipe};
 
 use crate::error::DataError;
 use crate::stage::{LOCK_FILE, Stage};

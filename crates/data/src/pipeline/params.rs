@@ -63,14 +63,6 @@ fn from_toml(value: &toml_edit::Value) -> Value {
     }
 }
 
-/// The value of a parameter: `key.nested`, and an index in a list.
-pub fn find<'a>(values: &'a Value, key: &str) -> Option<&'a Value> {
-    key.split('.').try_fold(values, |value, key| match value {
-        Value::List(items) => key.parse().ok().and_then(|i: usize| items.get(i)),
-        map => map.get(key),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,7 +77,7 @@ mod tests {
         ] {
             let value = parse(Path::new(name), text).unwrap();
             assert_eq!(value, expected, "{name}");
-            assert_eq!(find(&value, "a.x.1"), Some(&Value::string("two")));
+            assert_eq!(value.find("a.x.1"), Some(&Value::string("two")));
         }
     }
 

@@ -74,6 +74,11 @@ pub fn is_interpolated(template: &str) -> bool {
     parts(template).iter().any(|part| matches!(part, Part::Expression(_)))
 }
 
+/// The keys of the expression that is the whole text; `None` for another text.
+pub fn reference(template: &str) -> Option<Vec<&str>> {
+    if let [Part::Expression(expression)] = parts(template).as_slice() { keys(expression).ok() } else { None }
+}
+
 /// The keys of an expression: `a.b[0]` has `a`, `b` and `0`.
 fn keys(expression: &str) -> Result<Vec<&str>, TemplateError> {
     let invalid = || TemplateError::Syntax(expression.to_owned());

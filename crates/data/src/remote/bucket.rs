@@ -30,7 +30,7 @@ type Opened = Result<Arc<dyn ObjectStore>, DataError>;
 ///
 /// # Errors
 /// [`DataError::Config`] for an option that is invalid or not supported.
-pub(crate) fn open<'a>(settings: &'a Settings) -> Result<(Arc<dyn ObjectStore>, &'a str), DataError> {
+pub(crate) fn open(settings: &Settings) -> Result<(Arc<dyn ObjectStore>, &str), DataError> {
     let (bucket, path) = location(settings);
     let store = match crate::schema::scheme(&settings.url).as_str() {
         "gs" => gs(settings, bucket),

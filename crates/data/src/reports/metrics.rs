@@ -127,9 +127,12 @@ pub(super) fn compare_revisions(
     Ok((compare(&files(old), &files(new), unchanged), failed.map(|revision| revision.name.clone()).collect()))
 }
 
+/// The revision, the file, and the cells of its metrics.
+type Row = (String, String, Vec<(String, String)>);
+
 /// A table of metrics with a column for each, and with columns for the revision unless there is only one.
 pub fn to_table(revisions: &[Revision], with_revision: bool, rounding: Rounding) -> Table {
-    let mut rows: Vec<(String, String, Vec<(String, String)>)> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     let mut names: Vec<String> = Vec::new();
     for revision in revisions {
         for (path, value) in revision.files.iter().flatten() {

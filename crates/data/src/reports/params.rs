@@ -9,7 +9,6 @@ use super::metrics::{compare_revisions, read_each, read_values};
 use crate::config::relative_path;
 use crate::error::DataError;
 use crate::pipeline::DEFAULT_PARAMS_FILE;
-use crate::pipeline::params::find;
 use crate::project::Project;
 use crate::tree::Tree;
 use crate::yaml::Value;
@@ -49,7 +48,7 @@ pub fn gather(tree: &Tree<'_>, targets: &[PathBuf], only_dependencies: bool) -> 
             continue;
         }
         let value = read_values(tree, &path, &shown).map(|value| {
-            let entries = keys.iter().filter_map(|key| Some((key.clone(), find(&value, key)?.clone())));
+            let entries = keys.iter().filter_map(|key| Some((key.clone(), value.find(key)?.clone())));
             Value::Map(entries.collect())
         });
         // What a template needs has been read before; what is missing now was not needed.
@@ -80,7 +79,7 @@ fn merge(keys: Vec<Keys>) -> Vec<Keys> {
 fn select(value: &Value, keys: &[String]) -> Value {
     let mut selected = Value::Map(Vec::new());
     for key in keys {
-        if let Some(found) = find(value, key) {
+        if let Some(found) = value.find(key) {
             insert(&mut selected, key, found);
         }
     }

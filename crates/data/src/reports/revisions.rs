@@ -59,6 +59,9 @@ impl Covered {
     }
 }
 
+/// What was read of each revision, by its name.
+pub type Results<T> = Vec<(String, Result<T, Failure>)>;
+
 /// Calls `read` for the workspace and the covered commits, in this order.
 ///
 /// # Errors
@@ -67,7 +70,7 @@ pub fn each<T>(
     project: &Project,
     covered: &Covered,
     read: impl Fn(&Tree<'_>) -> Result<T, DataError>,
-) -> Result<Vec<(String, Result<T, Failure>)>, DataError> {
+) -> Result<Results<T>, DataError> {
     let failure = |error: &DataError| Failure::from_error(error, "dvc.yaml");
     let workspace = Tree::workspace(project).and_then(|tree| read(&tree)).map_err(|error| failure(&error));
     if covered.is_empty() {

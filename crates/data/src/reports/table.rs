@@ -23,6 +23,9 @@ pub enum Form {
 /// The columns of a table are wider than their titles by at least this, as DVC's library for tables does.
 const TITLE_PADDING: usize = 2;
 
+/// Draws the line below the titles for the widths of the columns.
+type Rule<'a> = &'a dyn Fn(&[usize]) -> String;
+
 impl Table {
     /// A table without rows.
     pub fn new(columns: &[&str]) -> Self {
@@ -61,7 +64,7 @@ impl Table {
         }
     }
 
-    fn aligned(&self, line: impl Fn(&[String]) -> String, rule: Option<&dyn Fn(&[usize]) -> String>) -> String {
+    fn aligned(&self, line: impl Fn(&[String]) -> String, rule: Option<Rule<'_>>) -> String {
         // A line break in a cell would start a new row.
         let clean = |cell: &str| cell.trim().replace(['\n', '\r'], " ");
         let width = |cell: &String| clean(cell).chars().count();

@@ -20,11 +20,10 @@ impl<'a> Index<'a> {
     pub fn copy(git: &'a Git, file: PathBuf) -> Result<Self, DataError> {
         let output = git.run(&["rev-parse", "--path-format=absolute", "--git-path", "index"])?;
         let source = PathBuf::from(String::from_utf8_lossy(&output).trim_end_matches('\n').to_owned());
-        match std::fs::copy(&source, &file) {
+        match copy_with_time(&source, &file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(DataError::io(&source)(error)),
-            _ => {}
+            _ => Ok(Self { git, file }),
         }
-        Ok(Self { git, file })
     }
 
     /// An index without files, in the file `file`, which does not exist yet.
@@ -91,6 +90,14 @@ impl<'a> Index<'a> {
     }
 }
 
+/// Copies an index with its modification time. By it, Git finds out which files may have been changed just after they were added, so that their
+/// recorded times and sizes say nothing.
+fn copy_with_time(source: &Path, target: &Path) -> std::io::Result<()> {
+    let time = std::fs::metadata(source)?.modified()?;
+    std::fs::copy(source, target)?;
+    std::fs::File::options().write(true).open(target)?.set_modified(time)
+}
+
 impl Drop for Index<'_> {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.file); // A copy in the folder of temporary files does no harm.
@@ -122,5 +129,22 @@ impl Git {
     pub fn have_same_files(&self, a: &str, b: &str) -> Result<bool, DataError> {
         let tree = |commit: &str| self.run(&["rev-parse", "--verify", "--quiet", &format!("{commit}^{{tree}}")]);
         Ok(tree(a)? == tree(b)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_an_index_has_its_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, target) = (folder.path().join("index"), folder.path().join("copy"));
+        std::fs::write(&source, "index").unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        std::fs::File::options().write(true).open(&source).unwrap().set_modified(time).unwrap();
+        copy_with_time(&source, &target).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"index");
+        assert_eq!(std::fs::metadata(&target).unwrap().modified().unwrap(), time);
     }
 }

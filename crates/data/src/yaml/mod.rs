@@ -41,6 +41,14 @@ impl Value {
         }
     }
 
+    /// The value at a path of keys and indices, such as `model.layers.0`.
+    pub fn find(&self, path: &str) -> Option<&Self> {
+        path.split('.').try_fold(self, |value, key| match value {
+            Self::List(items) => key.parse().ok().and_then(|i: usize| items.get(i)),
+            map => map.get(key),
+        })
+    }
+
     /// As [`Self::get`], to change it.
     pub fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
         match self {

@@ -143,10 +143,16 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
     }
 }
 
-/// Whether DVC leaves failures of a command on experiments to its top level.
+/// Whether DVC leaves failures of a command on experiments or other repositories to its top level.
 fn is_unhandled(verb: &Data) -> bool {
     use cli::experiments::Exp;
-    matches!(verb, Data::Exp(verb) if !matches!(verb, Exp::Save(_) | Exp::Show(_) | Exp::Diff(_)))
+    use cli::external::{Artifacts, External};
+    match verb {
+        Data::Exp(verb) => !matches!(verb, Exp::Save(_) | Exp::Show(_) | Exp::Diff(_)),
+        Data::External(External::Get(options)) => options.show_url,
+        Data::External(External::Artifacts(Artifacts::Get(options))) => options.show_url,
+        _ => false,
+    }
 }
 
 /// Runs a command; false if it succeeded and has findings.

@@ -144,7 +144,7 @@ fn filled(project: &Project, series: &Series, split: bool) -> Result<template::F
     let name = series.template.as_deref().unwrap_or(template::DEFAULT);
     let template = template::load(name, &project.root.join(DVC_DIR), &project.current)?;
     template::fill(&template, series, split)
-        .map_err(|reason| DataError::Invalid(format!("the plot '{}' cannot be shown: {reason}", series.title)))
+        .map_err(|reason| DataError::Plot(format!("the plot '{}' cannot be shown: {reason}", series.title)))
 }
 
 fn series_json(project: &Project, series: &Series, split: bool) -> Result<Json, DataError> {

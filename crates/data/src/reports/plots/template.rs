@@ -134,7 +134,7 @@ pub(super) fn load(name: &str, dvc_dir: &Path, current: &Path) -> Result<Value, 
         return json::parse(&text).map_err(|(reason, line)| DataError::file(&path, line, reason));
     }
     let known = NAMES.join(", ");
-    built_in(name).ok_or_else(|| DataError::Invalid(format!("there is no template '{name}'; there are {known}")))
+    built_in(name).ok_or_else(|| DataError::Plot(format!("there is no template '{name}'; there are {known}")))
 }
 
 /// A specification in Vega-Lite, and the values of placeholders that are left in it.

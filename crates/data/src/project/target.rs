@@ -2,8 +2,8 @@
 
 use globset::Glob;
 
-use super::JOIN;
 use crate::error::DataError;
+use crate::pipeline::JOIN;
 use crate::project::Project;
 use crate::stage::{PIPELINE_FILE, Stage};
 
