@@ -21,7 +21,7 @@ impl<'a> Index<'a> {
         let output = git.run(&["rev-parse", "--path-format=absolute", "--git-path", "index"])?;
         let source = PathBuf::from(String::from_utf8_lossy(&output).trim_end_matches('\n').to_owned());
         match copy_with_time(&source, &file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(DataError::io(&source)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(DataError::io(&source)(error)),
             _ => Ok(Self { git, file }),
         }
     }
