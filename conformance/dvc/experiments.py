@@ -65,7 +65,7 @@ def experiments_are_compared_in_a_table(player):
     player.write("data.csv", "2\n")
     player.dvc("exp", "save", "-n", "second")
     player.dvc("exp", "show", "--json", json=True, masked=True)
-    player.dvc("exp", "show", "--md", text=True, masked=True)
+    player.dvc("exp", "show", "--md", "--drop", "Created", text=True, masked=True)
     player.dvc("exp", "show", "--csv", text=True, masked=True)
     player.dvc("exp", "show", "--csv", "--precision", "2", "--hide-workspace", text=True, masked=True)
     player.dvc("exp", "show", "--only-changed", "--md", "--drop", "Created", text=True, masked=True)
@@ -159,7 +159,8 @@ def experiments_are_renamed_and_removed(player):
 
 @scenario
 def experiments_are_shared(player):
-    player.git("init", "-q", "--bare", "../origin")
+    # What is in a folder `.git` is not compared.
+    player.git("init", "-q", "--bare", "../origin/.git")
     player.git("remote", "add", "origin", "../origin")
     project(player)
     player.dvc("remote", "add", "-d", "store", "../remote")

@@ -52,8 +52,8 @@ class Player:
             "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(sandbox / "site"), "DVC_GLOBAL_CONFIG_DIR": str(sandbox / "global"),
             "DVC_SYSTEM_CONFIG_DIR": str(sandbox / "system"), "GIT_AUTHOR_NAME": "n", "GIT_AUTHOR_EMAIL": "n@example.invalid", "GIT_COMMITTER_NAME": "n",
             "GIT_COMMITTER_EMAIL": "n@example.invalid", "GIT_CEILING_DIRECTORIES": str(sandbox), "NO_COLOR": "1", "COLUMNS": "200",
-            # The ids of commits are recorded by imports, so they must be the same in every run.
-            "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z", "XDG_CACHE_HOME": str(sandbox / "site" / "cache"),
+            # The ids of commits are recorded by imports, so they must be the same in every run. DVC reads only this format.
+            "GIT_AUTHOR_DATE": "1767225600 +0000", "GIT_COMMITTER_DATE": "1767225600 +0000", "XDG_CACHE_HOME": str(sandbox / "site" / "cache"),
         }
         self.git("init", "-q", "-b", "master")
         self.dvc("init")
