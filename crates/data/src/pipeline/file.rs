@@ -212,7 +212,11 @@ impl PipelineFile {
         let failed = |error: TemplateError| self.failed(&place, &what, &error.to_string());
         let resolved = self.context.items(matrix, self.unpacking).map_err(failed)?;
         let Node::Map(variables) = resolved else {
-            return Err(self.failed(&place, &what, &format!("expected dictionary, got {}", type_name(&resolved.to_value()))));
+            return Err(self.failed(
+                &place,
+                &what,
+                &format!("expected dictionary, got {}", type_name(&resolved.to_value())),
+            ));
         };
         let mut combinations: Vec<Combination> = vec![(Vec::new(), Vec::new())];
         for (variable, values) in &variables {
