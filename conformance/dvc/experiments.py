@@ -163,8 +163,8 @@ def experiments_are_shared(player):
     player.git("init", "-q", "--bare", "../origin/.git")
     player.git("remote", "add", "origin", "../origin")
     project(player)
-    player.dvc("remote", "add", "-d", "store", "../remote")
-    player.commit("remote")
+    # DVC resolves a relative path in the configuration of a commit from the root of the file system, so the path is absolute.
+    player.dvc("remote", "add", "--global", "-d", "store", str(player.sandbox / "remote"))
     player.git("push", "-q", "origin", "master")
     version(player, 2, 0.75)
     player.write("data.csv", "2\n")
