@@ -32,15 +32,17 @@ PACKAGES = ["ca-certificates", "dbus", "iproute2", "kmod", "openssh-server", "pr
 # Packages that tests install. They are downloaded in advance, so that the tests do not depend on the mirror.
 CACHED = ["jq", "python3-apt"]
 
-# systemd needs its own cgroup hierarchy: with cgroup v1 the one named `systemd`, with cgroup v2 the only one.
+# systemd needs its own cgroup hierarchy: with cgroup v1 the one named `systemd`, with cgroup v2 the only one. Beside v1, systemd would also use
+# v2 where the kernel has both; there all hosts would share one tree, and remove each other's cgroups while services start.
 if os.path.isdir("/sys/fs/cgroup/systemd"):
     CGROUPS = pathlib.Path("/sys/fs/cgroup/systemd/slipway-hosts")
     MOUNT_CGROUPS = """mount -t tmpfs cgroup $R/sys/fs/cgroup
 mkdir -p $R/sys/fs/cgroup/systemd
 mount -t cgroup -o none,name=systemd cgroup $R/sys/fs/cgroup/systemd"""
+    CGROUP_OPTIONS = "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1"
 else:
     CGROUPS = pathlib.Path("/sys/fs/cgroup/slipway-hosts")
-    MOUNT_CGROUPS = "mount -t cgroup2 cgroup $R/sys/fs/cgroup"
+    MOUNT_CGROUPS, CGROUP_OPTIONS = "mount -t cgroup2 cgroup $R/sys/fs/cgroup", ""
 
 
 def run(*command, check=True, **options):
@@ -353,7 +355,7 @@ ln -s pts/ptmx $R/dev/ptmx
 ln -s /proc/self/fd $R/dev/fd
 {MOUNT_CGROUPS}
 hostname {self.name}
-exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/systemd/systemd --log-target=null --show-status=0 systemd.unit=multi-user.target'
+exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/systemd/systemd --log-target=journal --show-status=0 systemd.unit=multi-user.target {CGROUP_OPTIONS}'
 """
         log = open(self.folder / "console.log", "ab")
         process = self.process = subprocess.Popen(["sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
