@@ -113,7 +113,7 @@ async fn versions_of_a_repository_are_fetched_once_and_are_read_only() {
     let project = Project::open(&place.project(), &|_| ()).unwrap();
     let digests =
         |path: &str, rev: &str| digests_at(&project, path, Some(rev)).unwrap().into_iter().map(|d| d.to_string());
-    assert_eq!(digests("images", "v1").collect::<Vec<_>>(), [first.digest.clone()]);
+    assert_eq!(digests("images", "v1").collect::<Vec<_>>(), std::slice::from_ref(&first.digest));
     assert_eq!(digests("images.dvc", "v2").collect::<Vec<_>>(), [newest.digest]);
     assert!(matches!(digests_at(&project, "nothing", None), Err(DataError::Target(_))));
 }

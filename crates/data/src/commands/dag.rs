@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::graph::{Graph, of_outputs};
 use crate::error::DataError;
 use crate::pipeline::JOIN;
-use super::graph::{Graph, of_outputs};
 use crate::project::target::{How, named};
 use crate::project::{Project, find_output};
 use crate::stage::DVC_SUFFIX;

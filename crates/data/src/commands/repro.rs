@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::graph::Graph;
 use super::run::{How as RunHow, Prepared, finish, is_changed, prepare, pull};
 use super::{GitFiles, Talk};
 use crate::error::DataError;
 use crate::lock::Claim;
-use super::graph::Graph;
 use crate::pipeline::process::Job;
-use crate::project::target::{How, all_named};
 use crate::project::Project;
+use crate::project::target::{How, all_named};
 use crate::stage::{PIPELINE_FILE, Stage};
 
 /// What happens after the failure of a stage.

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::GitFiles;
+use super::graph::Graph;
 use crate::config::normalise;
 use crate::error::DataError;
 use crate::gitignore;
-use super::graph::Graph;
-use crate::project::target::{How, all_named};
 use crate::pipeline::{self, DEFAULT_PARAMS_FILE, Files, read_workspace};
 use crate::project::Project;
+use crate::project::target::{How, all_named};
 use crate::stage::{OutputKind, PIPELINE_FILE, Stage};
 use crate::yaml::{self, Value};
 

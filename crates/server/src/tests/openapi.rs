@@ -10,7 +10,7 @@ use slipway_cluster::report::{Outcome, Report, StepReport};
 use slipway_exec::status::{Condition, Time};
 use slipway_exec::{
     Attempt, ExecFuture, Executor, GpuUse, LogQuery, LogStream, Manifest, Phase, QueueStatus, QueueSystem, RunStatus,
-    Submitted,
+    Submitted, UsedData,
 };
 use slipway_gpu::inventory::{
     Ecc, Finding, FindingCode, Gpu, Inventory, Mig, MigDevice, NvLink, Pcie, Process, Severity,
@@ -271,6 +271,15 @@ impl FullExecutor {
             failures: 1,
             disruptions: 1,
             attempts: vec![attempt],
+            data: vec![UsedData {
+                repo: "r".into(),
+                commit: "c".into(),
+                path: "p".into(),
+                file: "f.dvc".into(),
+                digest: "d".into(),
+                size: Some(1),
+                files: Some(1),
+            }],
             conditions: vec![condition],
             attributed: true,
         };
