@@ -22,18 +22,30 @@ impl Anchors {
         self.nodes.insert(name.to_owned(), node.clone());
     }
 
-    /// The value of an alias.
-    pub(super) fn resolve(&mut self, name: &str) -> Result<Kind, &'static str> {
+    /// The value of an alias, which may be nested up to `max_depth` levels.
+    pub(super) fn resolve(&mut self, name: &str, max_depth: usize) -> Result<Kind, &'static str> {
         let node = self.nodes.get(name).ok_or("no value before it has the anchor of this alias")?;
         self.aliased += node.count();
         if self.aliased > MAX_ALIASED_VALUES {
             return Err("the aliases stand for too many values");
+        }
+        if node.depth() > max_depth {
+            return Err("the aliases stand for values that are nested too deeply");
         }
         Ok(node.value.clone())
     }
 }
 
 impl Node {
+    /// The number of levels of lists and mappings.
+    fn depth(&self) -> usize {
+        match &self.value {
+            Kind::Scalar(_) => 0,
+            Kind::List(items) => 1 + items.iter().map(Self::depth).max().unwrap_or(0),
+            Kind::Map(entries) => 1 + entries.iter().map(|entry| entry.value.depth()).max().unwrap_or(0),
+        }
+    }
+
     /// The number of values in this one.
     fn count(&self) -> usize {
         1 + match &self.value {
@@ -105,5 +117,11 @@ mod tests {
         }
         assert!(parse(&text).is_err());
         assert!(parse("a: *b\n").is_err());
+        let mut text = format!("a0: &a0 {}{}\n", "[".repeat(40), "]".repeat(40));
+        text.push_str(&format!("a1: {}*a0{}\n", "[".repeat(40), "]".repeat(40)));
+        assert!(parse(&text).is_err());
+        for chain in [format!("a: [{}x]\n", "&b ".repeat(10_000)), format!("a: {}x\n", "&b ".repeat(10_000))] {
+            assert!(parse(&chain).is_err());
+        }
     }
 }

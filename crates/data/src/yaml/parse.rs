@@ -247,6 +247,8 @@ impl<'a> Reader<'a> {
         self.skip_spaces();
         if self.rest().starts_with('&') {
             let name = self.anchor_name()?;
+            self.skip_spaces();
+            self.reject_second_anchor()?;
             let node = self.value_after(indent, after_key)?;
             self.anchors.define(name, &node);
             return Ok(node);
@@ -277,10 +279,18 @@ impl<'a> Reader<'a> {
         Ok(name)
     }
 
+    /// YAML allows one anchor for a value, and none for an alias. Without this check, a chain of anchors would recurse without a limit.
+    fn reject_second_anchor(&self) -> Result<(), ParseError> {
+        match self.rest().starts_with(['&', '*']) {
+            true => Err(self.error("a value has one anchor at most, and an alias has none")),
+            false => Ok(()),
+        }
+    }
+
     /// The value of an alias, at its `*`.
     fn alias(&mut self) -> Result<Kind, ParseError> {
         let name = self.anchor_name()?;
-        self.anchors.resolve(name).map_err(|reason| self.error(reason))
+        self.anchors.resolve(name, MAX_DEPTH.saturating_sub(self.depth)).map_err(|reason| self.error(reason))
     }
 
     /// The key at the current position and the length of its text with the colon, if there is one on this line.
@@ -374,7 +384,7 @@ impl<'a> Reader<'a> {
                 break;
             }
             // The next line that is not empty continues the scalar if it is indented.
-            let mut ahead = Reader { text: self.text, at: self.at, depth: 0, anchors: Anchors::default() };
+            let mut ahead = Reader { text: self.text, at: self.at, depth: self.depth, anchors: Anchors::default() };
             breaks = 0;
             loop {
                 ahead.skip_spaces();
@@ -629,6 +639,7 @@ impl<'a> Reader<'a> {
             Some('&') => {
                 let name = self.anchor_name()?;
                 self.skip_blank_lines();
+                self.reject_second_anchor()?;
                 let node = self.flow_item()?;
                 self.anchors.define(name, &node);
                 node.value

@@ -475,6 +475,6 @@ mod tests {
         assert_eq!(name("NVIDIA L40S", 46_068), None);
         // Every card of the sheet that NVIDIA's guide lists as able to do MIG has a geometry.
         let with = crate::sheet::cards().into_iter().filter(|c| name(c.name, c.memory_mib).is_some()).count();
-        assert_eq!(with, 27);
+        assert_eq!(with, 28);
     }
 }

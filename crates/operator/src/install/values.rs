@@ -433,10 +433,10 @@ mod tests {
         let host = "node: {offer: dra, privileged: false}\ncomputeDomains: {enabled: true, imex: host}";
         assert!(Values::read("a", &[host.into()]).unwrap().compute_domains.enabled);
         for (text, part) in [
-            ("accept: {level: 5}", "0 to 4"),
+            ("accept: {level: 5}", "must be 1 to 4"),
             ("accept: {every: 7w}", "such as 7d"),
             ("accept: {every: d}", "such as 7d"),
-            ("accept: {every: 07d}", "such as 7d"),
+            ("accept: {every: 0d}", "such as 7d"),
             ("amd: {naming: triple}", "single or mixed"),
         ] {
             let error = Values::read("a", &[format!("node: {{{text}}}")]).unwrap_err().to_string();
