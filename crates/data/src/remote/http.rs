@@ -155,7 +155,13 @@ impl Client {
     /// Uploads a file.
     pub(crate) async fn write(&self, method: Method, url: &str, source: &Path) -> Result<(), Failure> {
         let size = size_of(source)?;
-        checked(self.send_file(self.request(method, url), source, 0..size).await?).await.map(drop)
+        match checked(self.send_file(self.request(method, url), source, 0..size).await?).await {
+            Ok(_) => Ok(()),
+            Err(Failure::NotFound) => {
+                Err(Failure::Permanent("404 Not Found; the server does not accept uploads at this URL".into()))
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The response to a query for the headers of a URL; `None` if it does not exist.
