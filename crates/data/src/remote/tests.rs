@@ -152,7 +152,6 @@ async fn options_that_cannot_be_honoured_are_errors() {
     for (url, options, word) in [
         ("s3://b", "version_aware = true", "version_aware"),
         ("s3://b", "acl = private", "acl"),
-        ("s3://b", "use_ssl = false", "endpointurl"),
         ("s3://b", "sse = none", "sse"),
         ("http://h", "auth = digest", "digest"),
         ("http://h", "auth = custom", "custom_auth_header"),

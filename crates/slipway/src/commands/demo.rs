@@ -1,7 +1,7 @@
 //! `slipway demo`: the complete workflow on real data, with every step verified.
 //!
-//! Python environment -> a version of the data -> `slipway up` -> four training runs -> registry -> deployment -> 720 requests -> a table and the lineage of one
-//! response. Every failed step is an error; the exit code is 0 only if every verification succeeded.
+//! Python environment -> a version of the data -> `slipway up` -> four training runs -> registry -> deployment -> 720 requests -> a table and
+//! the lineage of one response. Every failed step is an error; the exit code is 0 only if every verification succeeded.
 
 mod data;
 mod folder;
