@@ -1,5 +1,5 @@
-//! Unfinished files of the cache: their names, and those that are being received. A large one stays when the transfer breaks off or the process is killed, and the next transfer
-//! of the same object continues it.
+//! Unfinished files of the cache: their names, and those that are being received. A large one stays when the transfer breaks off or the
+//! process is killed, and the next transfer of the same object continues it.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Seek, SeekFrom, Write};

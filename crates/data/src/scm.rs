@@ -2,9 +2,9 @@
 //! at most a few times. A Git library would add several megabytes to the binary.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
 use crate::error::DataError;
 
@@ -81,13 +81,8 @@ impl Git {
             input.extend_from_slice(path.as_os_str().as_encoded_bytes());
             input.push(0);
         }
-        let output = self.feed(arguments, input)?;
+        let output = self.pipe(arguments, input)?.stdout;
         Ok(split_nul(&output).map(PathBuf::from).collect())
-    }
-
-    /// Runs a command with an input, and returns its output whatever its exit code is.
-    fn feed(&self, arguments: &[&str], input: Vec<u8>) -> Result<Vec<u8>, DataError> {
-        self.pipe(arguments, input).map(|output| output.stdout)
     }
 
     fn pipe(&self, arguments: &[&str], input: Vec<u8>) -> Result<Output, DataError> {
@@ -105,6 +100,17 @@ impl Git {
         let output = child.wait_with_output().map_err(start_error)?;
         let _ = writer.join(); // If git stopped reading, its output is what counts.
         Ok(output)
+    }
+
+    /// Starts `git cat-file`, which writes the objects whose names it reads, in their order.
+    fn cat_file(&self) -> Result<(Child, ChildStdin, ChildStdout), DataError> {
+        let mut command = self.command();
+        command.args(["cat-file", "--batch"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().map_err(start_error)?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(DataError::Git("git cat-file has no pipes".into()));
+        };
+        Ok((child, stdin, stdout))
     }
 
     /// Which of the paths (absolute) the rules of Git ignore, tracked or not.
@@ -242,23 +248,18 @@ impl Git {
     /// If git cannot be run, or its output is not understood.
     pub fn read(&self, commit: &str, select: impl Fn(&str) -> bool) -> Result<HashMap<PathBuf, Vec<u8>>, DataError> {
         let files = self.files(commit, select)?;
-        let mut input = Vec::new();
-        for (_, id) in &files {
-            input.extend_from_slice(id.as_bytes());
-            input.push(b'\n');
-        }
-        let output = self.feed(&["cat-file", "--batch"], input)?;
-        let unexpected = || DataError::Git(format!("git cat-file gave an unexpected output for {commit}"));
-        let mut rest = output.as_slice();
+        let ids: Vec<&str> = files.iter().map(|(_, id)| id.as_str()).collect();
         let mut contents = HashMap::new();
-        for (path, _) in files {
-            let line = rest.iter().position(|b| *b == b'\n').ok_or_else(unexpected)?;
-            let size = std::str::from_utf8(&rest[..line]).ok().and_then(|head| head.rsplit(' ').next()?.parse().ok());
-            let size: usize = size.filter(|size| *size <= MAX_BLOB_BYTES).ok_or_else(unexpected)?;
-            let content = rest.get(line + 1..line + 1 + size).ok_or_else(unexpected)?;
-            contents.insert(path, content.to_vec());
-            rest = rest.get(line + 2 + size..).ok_or_else(unexpected)?;
-        }
+        self.read_blobs(&ids, |i, content| {
+            let unexpected = || DataError::Git(format!("git cat-file gave an unexpected output for {commit}"));
+            let mut bytes = Vec::new();
+            content.take(MAX_BLOB_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|_| unexpected())?;
+            if bytes.len() > MAX_BLOB_BYTES {
+                return Err(unexpected());
+            }
+            contents.insert(files[i].0.clone(), bytes);
+            Ok(())
+        })?;
         Ok(contents)
     }
 }

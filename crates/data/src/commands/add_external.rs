@@ -1,12 +1,10 @@
 //! `add -o` and `add --to-remote`: tracks data that is elsewhere, with a copy in the workspace or only in a remote.
 
-use std::path::Path;
-
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::add::{check_links, check_overlaps};
 use super::checkout::restore;
-use super::import::{existing_item, finish, set_output};
+use super::import::{existing_item, finish, set_output, target_of};
 use super::{GitFiles, Talk};
 use crate::cache::Cache;
 use crate::error::DataError;
@@ -41,18 +39,7 @@ pub async fn add(
     options: &Options,
     talk: &dyn Talk,
 ) -> Result<GitFiles, DataError> {
-    let path = source.split_once("://").map_or(source, |(_, rest)| rest);
-    let name = Path::new(path.trim_end_matches('/')).file_name().and_then(|name| name.to_str());
-    let name =
-        name.ok_or_else(|| DataError::Invalid(format!("'{source}' does not end with a name; choose one with -o")))?;
-    let target = match &options.out {
-        None => project.absolute(name),
-        Some(out) if project.absolute(out).is_dir() => project.absolute(out).join(name),
-        Some(out) => project.absolute(out),
-    };
-    if !target.starts_with(&project.root) || target == project.root {
-        return Err(DataError::Invalid(format!("'{}' is not inside of the project", project.display(&target))));
-    }
+    let target = target_of(project, source, options.out.as_deref())?;
     if options.out.is_some() && !options.force && target.symlink_metadata().is_ok() {
         return Err(DataError::Exists(project.display(&target)));
     }

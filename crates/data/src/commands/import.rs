@@ -76,7 +76,7 @@ pub async fn import_url(
 ) -> Result<GitFiles, DataError> {
     let mut written = url.to_owned();
     let absolute = project.absolute(url);
-    let out = target_of(project, url, options)?;
+    let out = target_of(project, url, options.out.as_deref())?;
     if !is_url(url) && absolute.exists() && absolute.starts_with(&project.root) {
         written = relative_path(&absolute, out.parent().unwrap_or(Path::new("/"))).to_string_lossy().into_owned();
     }
@@ -121,13 +121,13 @@ pub(super) fn announce(project: &Project, stage: &Stage, talk: &dyn Talk) {
     talk.tell(&format!("Importing '{source}' -> '{}'", stage.outs[0].display(&project.current, &project.root)));
 }
 
-/// The place of an import's output in the workspace.
-fn target_of(project: &Project, source: &str, options: &Options) -> Result<PathBuf, DataError> {
+/// The place in the workspace of data from elsewhere: `out`, or a name in the folder `out`, by default the last name of the source.
+pub(super) fn target_of(project: &Project, source: &str, out: Option<&str>) -> Result<PathBuf, DataError> {
     let path = source.split_once("://").map_or(source, |(_, rest)| rest);
     let name = Path::new(path.trim_end_matches('/')).file_name().and_then(|name| name.to_str());
     let name =
         name.ok_or_else(|| DataError::Invalid(format!("'{source}' does not end with a name; choose one with -o")))?;
-    let target = match &options.out {
+    let target = match out {
         None => project.absolute(name),
         Some(out) if project.absolute(out).is_dir() => project.absolute(out).join(name),
         Some(out) => project.absolute(out),
@@ -140,7 +140,7 @@ fn target_of(project: &Project, source: &str, options: &Options) -> Result<PathB
 
 /// The stage of a new import, whose output does not overlap with others.
 fn new_stage(project: &Project, source: &str, options: &Options, dependency: Value) -> Result<Stage, DataError> {
-    let target = target_of(project, source, options)?;
+    let target = target_of(project, source, options.out.as_deref())?;
     if !options.force && target.symlink_metadata().is_ok() {
         return Err(DataError::Exists(project.display(&target)));
     }

@@ -2,10 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Git, MAX_BLOB_BYTES, start_error};
+use super::{Git, MAX_BLOB_BYTES};
 use crate::error::DataError;
 
 /// An object of a commit.
@@ -30,17 +30,7 @@ impl Blobs {
     /// # Errors
     /// If git cannot be run.
     pub fn open(git: &Git) -> Result<Self, DataError> {
-        let mut child = git
-            .command()
-            .args(["cat-file", "--batch"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(start_error)?;
-        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(DataError::Git("git cat-file has no pipes".into()));
-        };
+        let (child, stdin, stdout) = git.cat_file()?;
         Ok(Self { root: git.root.clone(), child: Mutex::new((child, stdin, BufReader::new(stdout))) })
     }
 

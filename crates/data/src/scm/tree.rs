@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::Stdio;
 
-use super::{Git, split_nul, start_error};
+use super::{Git, split_nul};
 use crate::error::DataError;
 
 /// Maximum bytes of a line before the content of an object.
@@ -61,32 +60,22 @@ impl Git {
         if ids.is_empty() {
             return Ok(());
         }
-        let mut child = self
-            .command()
-            .args(["cat-file", "--batch"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(start_error)?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let (mut child, mut stdin, stdout) = self.cat_file()?;
         let input: String = ids.iter().map(|id| format!("{id}\n")).collect();
         // The input is written by a thread of its own, because git writes while it still reads.
-        let writer = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
-        let outcome = stdout.map_or(Ok(()), |stdout| {
-            let mut output = BufReader::with_capacity(1 << 16, stdout);
-            ids.iter().enumerate().try_for_each(|(i, id)| {
-                let broken = || DataError::Git(format!("git cat-file gave an unexpected output for {id}"));
-                let mut head = String::new();
-                (&mut output).take(MAX_HEAD_BYTES).read_line(&mut head).map_err(|_| broken())?;
-                let size = head.trim_end().rsplit(' ').next().and_then(|size| size.parse().ok()).ok_or_else(broken)?;
-                let mut content = (&mut output).take(size);
-                each(i, &mut content)?;
-                // What was not read is skipped, with the line break after the content.
-                let rest = content.limit() + 1;
-                std::io::copy(&mut (&mut output).take(rest), &mut std::io::sink()).map_err(|_| broken())?;
-                Ok(())
-            })
+        let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+        let mut output = BufReader::with_capacity(1 << 16, stdout);
+        let outcome = ids.iter().enumerate().try_for_each(|(i, id)| {
+            let broken = || DataError::Git(format!("git cat-file gave an unexpected output for {id}"));
+            let mut head = String::new();
+            (&mut output).take(MAX_HEAD_BYTES).read_line(&mut head).map_err(|_| broken())?;
+            let size = head.trim_end().rsplit(' ').next().and_then(|size| size.parse().ok()).ok_or_else(broken)?;
+            let mut content = (&mut output).take(size);
+            each(i, &mut content)?;
+            // What was not read is skipped, with the line break after the content.
+            let rest = content.limit() + 1;
+            let skipped = std::io::copy(&mut (&mut output).take(rest), &mut std::io::sink()).map_err(|_| broken())?;
+            if skipped == rest { Ok(()) } else { Err(broken()) }
         });
         // After a failure git still waits for a reader.
         let _ = child.kill();
