@@ -61,6 +61,16 @@ impl Drop for Node {
     }
 }
 
+/// Connects to a socket of the driver, which opens its sockets one after another.
+async fn connect(socket: &Path) -> Channel {
+    loop {
+        match kubelet::connect(socket).await {
+            Ok(channel) => break channel,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
 impl Node {
     async fn start(limit: Option<u64>) -> Self {
         let folder = std::env::temp_dir().join(format!("slipway-node-data-{}", slipway_core::ids::hex32()));
@@ -95,15 +105,9 @@ impl Node {
         let socket = options.kubelet.join("plugins").join(DRIVER).join("csi.sock");
         let (used, folder_of_kubelet) = (Arc::clone(&mounts) as Arc<dyn Mounts>, options.kubelet.clone());
         let driver = tokio::spawn(async move { serve(&options, depot, used, std::future::pending()).await });
-        let channel = loop {
-            match kubelet::connect(&socket).await {
-                Ok(channel) => break channel,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
+        let channel = connect(&socket).await;
         let registration = folder_of_kubelet.join("plugins_registry").join(format!("{DRIVER}@reg.sock"));
-        let channel_of_kubelet = kubelet::connect(&registration).await.unwrap();
-        let info = RegistrationClient::new(channel_of_kubelet).get_info(InfoRequest {}).await.unwrap().into_inner();
+        let info = RegistrationClient::new(connect(&registration).await).get_info(InfoRequest {}).await.unwrap().into_inner();
         assert_eq!((info.r#type.as_str(), info.endpoint), ("CSIPlugin", socket.display().to_string()));
         Self { folder, mounts, client: NodeClient::new(channel), driver }
     }
