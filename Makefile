@@ -143,10 +143,10 @@ conformance-mlflow: binary $(PEERS)/mlflow/.ready
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY) $(if $(LIVE),--live)
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 
-conformance-serve: binary $(PEERS)/mlflow/.ready
+conformance-serve: binary nextest $(PEERS)/mlflow/.ready
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY) $(call junit,oip)
 	SLIPWAY_ONNXRUNTIME=$$(find $(PEERS)/mlflow -name 'libonnxruntime.so*' -type f | head -1) \
-	  cargo test --release --locked -p slipway -p slipway-serve --lib -- --ignored --skip throughput
+	  cargo nextest run --workspace --release --locked --run-ignored only -E 'package(slipway-serve) - test(throughput)'
 
 conformance-gpu: binary $(PEERS)/gpu/.ready $(if $(LIVE),$(NVIDIA_CTK))
 	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(LIVE),--nvidia-ctk $(NVIDIA_CTK)) $(call junit,gpu)

@@ -75,8 +75,8 @@ install_nextest() {
     if ! curl --proto '=https' --tlsv1.2 -fsSL --connect-timeout 10 "https://get.nexte.st/$nextest/$suffix" 2>/dev/null \
       | tar -xz -C "$folder/bin" 2>/dev/null; then
       echo "get.nexte.st cannot be reached; compiling cargo-nextest instead (about 5 minutes)"
-      # Its own speed does not matter, so it is compiled with few optimisations.
-      CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+      # Its own speed does not matter, so it is compiled without optimisations.
+      CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
         CARGO_TARGET_DIR=$folder/target cargo install cargo-nextest --quiet --locked --version "$nextest" \
         --no-default-features --features default-no-update --root "$folder"
       rm -rf "$folder/target"
