@@ -425,6 +425,23 @@ mod tests {
     }
 
     #[test]
+    fn rtx_pro_cards_are_divided_into_up_to_four() {
+        let geometry = Geometry::family("RTX PRO 6000").unwrap();
+        let card = |count: u32, memory_gib: u32| {
+            let text = format!(
+                "workloads: [{{name: a, count: {count}, memory_gib: {memory_gib}, compute: 0.1, isolation: full}}]"
+            );
+            plan("RTX PRO 6000", 97_887, Some(&geometry), &Workloads::parse(&text).unwrap()).unwrap()
+        };
+        for (count, memory_gib, profile) in [(4, 20, "1g.24gb"), (2, 40, "2g.48gb"), (1, 80, "4g.96gb")] {
+            let plan = card(count, memory_gib);
+            assert_eq!((plan.recommended, plan.outcomes[0].gpus), (Some(Strategy::Mig), 1), "{profile}");
+            assert!(plan.outcomes[0].mig_parted.as_ref().unwrap().contains(profile), "{plan:?}");
+            assert_eq!(card(count + 1, memory_gib).outcomes[0].gpus, 2, "{profile}");
+        }
+    }
+
+    #[test]
     fn mig_is_refused_for_cards_without_mig() {
         let workloads = Workloads::parse("workloads: [{name: a, memory_gib: 4, isolation: full}]").unwrap();
         let plan = plan("T4", 15_360, None, &workloads).unwrap();

@@ -220,6 +220,8 @@ mod tests {
             "gemm",
             "gemm:1,2",
             "gemm:0,1,1",
+            "gemm:-1,1,1",
+            "gemm:16777217,1,1",
             "gemm:a,b,c",
             "gemm:1,1,1,fp3",
             "conv:1",

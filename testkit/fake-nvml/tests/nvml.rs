@@ -318,6 +318,37 @@ fn mig_parted_files_are_applied_and_exported() {
     assert!(again.is_empty(), "the exported layout equals the current one");
 }
 
+/// Layouts of mig-parted's default configuration: the rule of this machine's card is used, and other cards' profiles are no error.
+#[test]
+fn layouts_for_several_cards_are_planned() {
+    let config = Config::parse(
+        "version: v1
+mig-configs:
+  all-1g.10gb:
+    - device-filter: [\"0x233010DE\", \"0x20B210DE\"]
+      devices: all
+      mig-enabled: true
+      mig-devices: {\"1g.10gb\": 7}
+    - device-filter: [\"0x20B010DE\"]
+      devices: all
+      mig-enabled: true
+      mig-devices: {\"1g.10gb\": 4}
+  all-1g.24gb.me.all:
+    - {devices: all, mig-enabled: true, mig-devices: {\"1g.24gb+me.all\": 1}}
+",
+    )
+    .unwrap();
+    for fixture in ["a100x8", "h100x8"] {
+        let m = machine(fixture);
+        let layouts = mig::layout(&m.nvml).unwrap();
+        let plan = |layout: &str| mig::plan(&layouts, &Desired::Rules(config.layout(layout).unwrap()));
+        let changes = plan("all-1g.10gb").unwrap().changes;
+        assert_eq!(changes.iter().map(|c| c.create.len()).collect::<Vec<_>>(), [7; 8], "{fixture}");
+        let refused = plan("all-1g.24gb.me.all").unwrap_err().to_string();
+        assert!(refused.contains("has no profile '1g.24gb+me.all'"), "{refused}");
+    }
+}
+
 #[test]
 fn compute_instances_are_created_shown_and_exported() {
     let m = machine("a100x8");

@@ -70,7 +70,7 @@ fn machines_of_superchips_have_their_own_numbers_of_gpus() {
         change(&mut request);
         fit(&request)
     };
-    // 70b in bf16 has 131 GiB, and a DGX Spark 128: nobody sells a machine with two.
+    // 70b in bf16 has 131 GiB, and a DGX Spark 122: nobody sells a machine with two.
     let spark = on("GB10", None, |_| ()).unwrap();
     assert!(spark.fits.is_empty() && spark.nearest.unwrap().starts_with("1 x GB10"), "{:?}", spark.fits);
     assert!(

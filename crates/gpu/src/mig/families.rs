@@ -4,7 +4,8 @@
 //! `nvidia-smi mig -lgip` on the cards, as published for A30, A100, H100 (SXM, PCIe, NVL, GH200), H200, RTX PRO 6000 and, in part, for
 //! GH200 144G (mig-parted PR 139), B200 (mig-parted PR 187) and GB200 (mig-parted issue 227). Where no output is published the
 //! memory is the share of the card; multiprocessors are those of the B200 for GB200 (`3g`, `4g`), B300 and GB300, which have the same
-//! compute slices, and the guide's fraction of the card for H20, RTX PRO 5000 and RTX PRO 4500.
+//! compute slices, and the guide's fraction of the card for H20, RTX PRO 5000 and RTX PRO 4500. Names of B300 and GB300: mig-parted's
+//! default configuration; of the H20 with 141 GB: NVIDIA AI Enterprise, "vGPU Types Reference".
 
 use super::geometry::{Geometry, Profile};
 use crate::nvml::Engines;
@@ -138,7 +139,7 @@ struct Family {
 }
 
 /// A short name (`h100`) selects the last family of that card.
-const FAMILIES: [Family; 17] = [
+const FAMILIES: [Family; 18] = [
     Family {
         name: "a30-24gb",
         products: &["a30"],
@@ -228,6 +229,20 @@ const FAMILIES: [Family; 17] = [
             Size(2, 2, 20, 32, 20_096),
             Size(1, 2, 20, 26, 20_096),
             Size(1, 1, 10, 16, 9_984),
+        ],
+    },
+    Family {
+        name: "h20-141gb",
+        products: &["h20"],
+        mib: 143_771,
+        shape: &HOPPER,
+        sizes: &[
+            Size(7, 8, 141, 78, 0),
+            Size(4, 4, 71, 44, 0),
+            Size(3, 4, 71, 32, 0),
+            Size(2, 2, 35, 22, 0),
+            Size(1, 2, 35, 10, 0),
+            Size(1, 1, 18, 10, 0),
         ],
     },
     Family {
@@ -428,6 +443,8 @@ mod tests {
         assert_eq!(names("gb200"), "7g.186gb, 4g.93gb, 3g.93gb, 2g.47gb, 1g.47gb, 1g.23gb, 1g.23gb+me");
         assert_eq!(names("b300"), "7g.269gb, 4g.135gb, 3g.135gb, 2g.67gb, 1g.67gb, 1g.34gb, 1g.34gb+me");
         assert_eq!(names("gb300"), "7g.278gb, 4g.139gb, 3g.139gb, 2g.70gb, 1g.70gb, 1g.35gb, 1g.35gb+me");
+        assert_eq!(names("h20"), "7g.96gb, 4g.48gb, 3g.48gb, 2g.24gb, 1g.24gb, 1g.12gb, 1g.12gb+me");
+        assert_eq!(names("h20-141gb"), "7g.141gb, 4g.71gb, 3g.71gb, 2g.35gb, 1g.35gb, 1g.18gb, 1g.18gb+me");
         assert_eq!(names("a30"), "4g.24gb, 2g.12gb, 2g.12gb+me, 1g.6gb, 1g.6gb+me");
         assert_eq!(
             names("RTX PRO 6000"),
@@ -467,6 +484,8 @@ mod tests {
             ("NVIDIA A100-SXM4-40GB", 40_536, "a100-40gb"),
             ("NVIDIA A800-SXM4-80GB", 81_251, "a100-80gb"),
             ("NVIDIA H200 NVL", 143_771, "h200-141gb"),
+            ("NVIDIA H20-3e", 143_771, "h20-141gb"),
+            ("NVIDIA RTX PRO 4500 Blackwell Server Edition", 32_623, "rtx-pro-4500-32gb"),
             ("NVIDIA B300 SXM6 AC", 275_040, "b300-269gb"),
             ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 97_887, "rtx-pro-6000-96gb"),
         ] {
@@ -475,6 +494,6 @@ mod tests {
         assert_eq!(name("NVIDIA L40S", 46_068), None);
         // Every card of the sheet that NVIDIA's guide lists as able to do MIG has a geometry.
         let with = crate::sheet::cards().into_iter().filter(|c| name(c.name, c.memory_mib).is_some()).count();
-        assert_eq!(with, 28);
+        assert_eq!(with, 30);
     }
 }

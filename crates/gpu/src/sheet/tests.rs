@@ -22,13 +22,14 @@ fn every_line_of_cards_csv_is_parsed() {
 fn peaks_match_data_sheets() {
     const NONE: f64 = f64::NAN;
     // Card, fp64, fp32, tf32, fp16 or bf16, fp8, int8, fp4, memory bandwidth.
-    let sheets: [(&str, [f64; 8]); 57] = [
+    let sheets: [(&str, [f64; 8]); 67] = [
         ("Quadro P4000", [NONE, 5.3, NONE, NONE, NONE, NONE, NONE, 243.0]),
         ("Tesla P40", [NONE, 12.0, NONE, NONE, NONE, NONE, NONE, 346.0]),
         ("Tesla P100-SXM2-16GB", [5.3, 10.6, NONE, 21.2, NONE, NONE, NONE, 732.0]),
         ("Tesla V100-SXM2-32GB", [7.8, 15.7, NONE, 125.0, NONE, NONE, NONE, 900.0]),
         ("Tesla V100-PCIE-16GB", [7.0, 14.0, NONE, 112.0, NONE, NONE, NONE, 900.0]),
         ("Tesla V100S-PCIE-32GB", [8.2, 16.4, NONE, 130.0, NONE, NONE, NONE, 1134.0]),
+        ("Quadro GV100", [7.4, 14.8, NONE, 118.5, NONE, NONE, NONE, 870.0]),
         ("Tesla T4", [NONE, 8.1, NONE, 65.0, NONE, 130.0, NONE, 320.0]),
         ("Quadro RTX 6000", [NONE, 16.3, NONE, 130.5, NONE, 261.0, NONE, 672.0]),
         ("A2", [NONE, 4.5, 9.0, 18.0, NONE, 36.0, NONE, 200.0]),
@@ -43,9 +44,11 @@ fn peaks_match_data_sheets() {
         ("A800-SXM4-80GB", [19.5, 19.5, 156.0, 312.0, NONE, 624.0, NONE, 2039.0]),
         ("A800 80GB PCIe", [19.5, 19.5, 156.0, 312.0, NONE, 624.0, NONE, 1935.0]),
         ("RTX A2000", [NONE, 8.0, NONE, 31.9, NONE, NONE, NONE, 288.0]),
+        ("RTX A2000 12GB", [NONE, 8.0, NONE, 31.9, NONE, NONE, NONE, 288.0]),
         ("RTX A4000", [NONE, 19.2, NONE, 76.7, NONE, NONE, NONE, 448.0]),
         ("RTX A4500", [NONE, 23.7, NONE, 94.6, NONE, NONE, NONE, 640.0]),
         ("RTX A5000", [NONE, 27.8, NONE, 111.1, NONE, NONE, NONE, 768.0]),
+        ("RTX A5500", [NONE, 34.1, NONE, 136.4, NONE, NONE, NONE, 768.0]),
         ("RTX A6000", [NONE, 38.7, NONE, 154.8, NONE, NONE, NONE, 768.0]),
         ("GeForce RTX 3090", [NONE, 35.6, 35.6, 71.0, NONE, 284.0, NONE, 936.0]),
         ("L4", [NONE, 30.3, 60.0, 121.0, 242.5, 242.5, NONE, 300.0]),
@@ -53,6 +56,7 @@ fn peaks_match_data_sheets() {
         ("L40", [NONE, 90.5, 90.5, 181.05, 362.0, 362.0, NONE, 864.0]),
         ("L40S", [NONE, 91.6, 183.0, 366.0, 733.0, 733.0, NONE, 864.0]),
         ("RTX 2000 Ada Generation", [NONE, 12.0, NONE, NONE, 95.9, NONE, NONE, 224.0]),
+        // The sheet prints 327.6 with sparsity, which is taken as a misprint of 427.6.
         ("RTX 4000 Ada Generation", [NONE, 26.7, NONE, NONE, 213.8, NONE, NONE, 360.0]),
         ("RTX 4000 SFF Ada Generation", [NONE, 19.2, NONE, NONE, 153.4, NONE, NONE, 280.0]),
         ("RTX 4500 Ada Generation", [NONE, 39.6, NONE, NONE, 317.0, NONE, NONE, 432.0]),
@@ -66,7 +70,9 @@ fn peaks_match_data_sheets() {
         ("H100 PCIe", [51.0, 51.0, 378.0, 756.0, 1513.0, 1513.0, NONE, 2039.0]),
         ("H100 NVL", [60.0, 60.0, 417.5, 835.5, 1671.0, 1671.0, NONE, 3938.0]),
         ("H800", [1.0, 67.0, 494.5, 989.5, 1979.0, 1979.0, NONE, 3350.0]),
+        ("H800 PCIe", [0.8, 51.0, 378.0, 756.0, 1513.0, 1513.0, NONE, 2039.0]),
         ("H20", [1.0, 44.0, 74.0, 148.0, 296.0, 296.0, NONE, 4000.0]),
+        ("H20-3e", [1.0, 44.0, 74.0, 148.0, 296.0, 296.0, NONE, 4000.0]),
         ("GH200 480GB", [67.0, 67.0, 494.5, 989.5, 1979.0, 1979.0, NONE, 4000.0]),
         ("GH200 144G HBM3e", [67.0, 67.0, 494.5, 989.5, 1979.0, 1979.0, NONE, 4900.0]),
         ("H200", [67.0, 67.0, 494.5, 989.5, 1979.0, 1979.0, NONE, 4800.0]),
@@ -79,7 +85,12 @@ fn peaks_match_data_sheets() {
         ("GB10", [NONE, 31.0, NONE, NONE, NONE, NONE, 500.0, 273.0]),
         ("RTX PRO 6000 Blackwell Workstation Edition", [NONE, 125.0, NONE, 503.8, 1007.6, 1007.6, 2000.0, 1792.0]),
         ("RTX PRO 6000 Blackwell Max-Q Workstation Edition", [NONE, 110.0, NONE, 438.9, 877.9, 877.9, 1755.5, 1792.0]),
+        ("RTX PRO 6000 Blackwell Server Edition", [NONE, 120.0, 234.0, NONE, NONE, NONE, NONE, 1597.0]),
         ("RTX PRO 5000 Blackwell", [NONE, 65.0, NONE, NONE, NONE, NONE, 1032.0, 1344.0]),
+        ("RTX PRO 5000 72GB Blackwell", [NONE, 65.0, NONE, NONE, NONE, NONE, 1071.0, 1344.0]),
+        ("RTX PRO 4500 Blackwell", [NONE, 51.0, NONE, NONE, NONE, NONE, 808.5, 896.0]),
+        ("RTX PRO 4500 Blackwell Server Edition", [NONE, 51.0, 101.5, 203.0, 405.5, NONE, 800.0, 800.0]),
+        ("RTX PRO 4000 Blackwell", [NONE, 37.0, NONE, NONE, NONE, NONE, 589.0, 672.0]),
         ("GeForce RTX 5090", [NONE, 104.8, 104.8, 209.5, 419.0, 838.0, 1676.0, 1792.0]),
     ];
     let formats = [
@@ -103,8 +114,6 @@ fn peaks_match_data_sheets() {
         let bandwidth = card.bandwidth();
         assert!((bandwidth / stated[7] - 1.0).abs() < 0.02, "{name}: {bandwidth} GB/s is not {}", stated[7]);
     }
-    let tops = |name: &str| find(name).unwrap().peak(Precision::Fp4).unwrap().tera;
-    assert!((tops("RTX PRO 4500") / 843.5 - 1.0).abs() < 0.02 && (tops("RTX PRO 4000") / 589.0 - 1.0).abs() < 0.02);
     assert!(find("H100 80GB HBM3").unwrap().peak(Precision::Fp4).is_none());
 }
 
@@ -126,6 +135,9 @@ fn product_names_match_the_right_card() {
         ("NVIDIA B300 SXM6 AC", "B300"),
         ("Tesla V100-SXM2-32GB-LS", "Tesla V100-SXM2-32GB"),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Blackwell Server Edition"),
+        ("NVIDIA RTX PRO 4500 Blackwell Server Edition", "RTX PRO 4500 Blackwell Server Edition"),
+        ("NVIDIA RTX A2000 12GB", "RTX A2000 12GB"),
+        ("NVIDIA H20-3e", "H20-3e"),
         ("h100 sxm", "H100 80GB HBM3"),
         ("rtx a4000", "RTX A4000"),
         ("NVIDIA A10G", "A10G"),
@@ -148,7 +160,18 @@ fn a_short_name_lists_everything_it_can_mean() {
     assert_eq!(names("H200"), ["H200", "H200 NVL"]);
     assert_eq!(names("H200 NVL"), ["H200 NVL"]);
     assert_eq!(names("RTX PRO 6000").len(), 3);
+    assert_eq!(names("H20"), ["H20", "H20-3e"]);
     assert_eq!(names("NVIDIA B300 SXM6 AC"), ["B300"]);
+}
+
+/// `nvidia-smi -q` of healthy machines (captures in NVIDIA's k8s-test-infra). A larger value would make acceptance warn about each of them.
+#[test]
+fn pcie_generations_are_no_higher_than_healthy_machines_report() {
+    for (card, generation) in
+        [("Tesla T4", 3), ("L40S", 4), ("H100 80GB HBM3", 5), ("B200", 5), ("GB200", 5), ("GB300", 6)]
+    {
+        assert_eq!(find(card).unwrap().pcie_generation, generation, "{card}");
+    }
 }
 
 /// Dense bf16 peak over memory bandwidth, in operations per byte.
