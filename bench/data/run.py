@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""Measures `slipway data` beside DVC, `cp -r` and `md5sum`, on many small files and on a large one.
+"""Measures `slipway data` beside `cp -r`, `md5sum` and DVC, on many small files and on a large one.
 
-    bench/data/run.py --slipway target/release/slipway --dvc PATH [--files 100000] [--file-bytes 1024] [--large-mib 1024]
+    bench/data/run.py --slipway target/release/slipway --dvc PATH [--files 100000] [--file-bytes 1024] [--large-mib 4096]
+    bench/data/run.py --slipway target/release/slipway --no-dvc --million
 
-Each command runs once with each program, on the same data in a fresh project. Prints seconds and ratios.
+Each command runs once with each program, on the same data in a fresh project. Prints seconds, seconds of all cores, the peak memory, and
+ratios: to the program of the system that does the least such a command must do, run directly before it (`cp -r` of the same tree, `md5sum`
+of it), and to DVC. `--million` measures memory and status with 1,000,000 files. `--folder` chooses the file system.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -15,13 +19,28 @@ import tempfile
 import time
 
 FILES_PER_FOLDER = 1000
+# The program of the system that each command is compared with.
+COMPARED = {"add": "md5sum", "push": "cp -r", "checkout": "cp -r", "fetch": "cp -r"}
+
+
+@dataclasses.dataclass
+class Cost:
+    seconds: float
+    cpu: float
+    mebibytes: float
 
 
 def timed(command, folder, environment):
-    start = time.monotonic()
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return time.monotonic() - start
+    """Runs a command to its end, and returns what it cost."""
+    with tempfile.TemporaryFile() as errors:
+        start = time.monotonic()
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        assert process.returncode == 0, f"{command}: {errors.read().decode()}"
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def many(folder, files, size):
@@ -38,61 +57,104 @@ def large(path, mebibytes):
             out.write(os.urandom(1 << 20))
 
 
-def measure(program, make, root, environment):
-    """The seconds of each command on the data that `make` writes into `data`."""
-    project = root / "project"
+def remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def system(program, root, environment):
+    """What a program of the system costs for the data of the project."""
+    data = "project/data"
+    if program == "md5sum":
+        return timed(["sh", "-c", f"find {data} -type f -print0 | xargs -0 md5sum"], root, environment)
+    cost = timed(["cp", "-r", data, "copy"], root, environment)
+    remove(root / "copy")
+    return cost
+
+
+def measure(program, make, root, environment, compare):
+    """The cost of each command on the data that `make` writes into `data`, and that of the system's program before it."""
+    project, found, limits = root / "project", {}, {}
     project.mkdir()
     subprocess.run(["git", "init", "-q"], cwd=project, env=environment, check=True)
-    run = lambda *arguments: timed([*program, *arguments], project, environment)
-    run("init")
+
+    def run(*arguments, name=None):
+        name = name or arguments[0]
+        if compare and name in COMPARED:
+            limits[name] = system(COMPARED[name], root, environment)
+        found[name] = timed([*program, *arguments], project, environment)
+
+    timed([*program, "init"], project, environment)
     make(project / "data")
-    found = {"add": run("add", "data"), "status": run("status"), "add again": run("add", "data")}
-    run("remote", "add", "-d", "disk", str(root / "remote"))
-    found["push"] = run("push")
-    found["push again"] = run("push")
-    (shutil.rmtree if (project / "data").is_dir() else os.remove)(project / "data")
-    found["checkout"] = run("checkout")
+    run("add", "data")
+    run("status")
+    run("add", "data", name="add again")
+    timed([*program, "remote", "add", "-d", "disk", str(root / "remote")], project, environment)
+    run("push")
+    run("push", name="push again")
+    if compare:
+        limits["checkout"] = system("cp -r", root, environment)
+    remove(project / "data")
+    found["checkout"] = timed([*program, "checkout"], project, environment)
+    run("checkout", name="checkout again")
     shutil.rmtree(project / ".dvc/cache")
-    found["fetch"] = run("fetch")
-    found["gc -w"] = run("gc", "-w", "-f")
+    run("fetch")
+    run("gc", "-w", "-f", name="gc -w")
     shutil.rmtree(project)
     shutil.rmtree(root / "remote")
+    return found, limits
+
+
+def measure_million(program, root, environment):
+    """The cost of the commands whose memory grows with the number of files."""
+    project, found = root / "project", {}
+    project.mkdir()
+    timed([*program, "init", "--no-scm"], project, environment)
+    many(project / "data", 1_000_000, 64)
+    for name, command in {"add": ["add", "data"], "status": ["status"], "status again": ["status"]}.items():
+        found[name] = timed([*program, *command], project, environment)
     return found
 
 
-def limits(make, root, environment):
-    """What the programs of the system need for the same data."""
-    make(root / "limit")
-    copy = timed(["cp", "-r", "limit", "copy"], root, environment)
-    sums = timed(["sh", "-c", "find limit -type f -print0 | xargs -0 md5sum"], root, environment)
-    for path in (root / "limit", root / "copy"):
-        (shutil.rmtree if path.is_dir() else os.remove)(path)
-    return {"cp -r": copy, "md5sum": sums}
+def row(name, cost, limit=None, dvc=None):
+    line = f"  {name:<15}{cost.seconds:>8.2f} s{cost.cpu:>8.2f} s{cost.mebibytes:>7.0f} MiB"
+    line += f"{limit.seconds:>9.2f} s{cost.seconds / limit.seconds:>7.2f}x{cost.cpu / limit.cpu:>7.2f}x" if limit else " " * 25
+    line += f"{dvc.seconds:>9.2f} s{dvc.mebibytes:>7.0f} MiB{dvc.seconds / cost.seconds:>7.0f}x" if dvc else ""
+    print(line.rstrip(), flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slipway", required=True)
-    parser.add_argument("--dvc", required=True)
+    peer = parser.add_mutually_exclusive_group(required=True)
+    peer.add_argument("--dvc")
+    peer.add_argument("--no-dvc", action="store_true")
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--file-bytes", type=int, default=1024)
-    parser.add_argument("--large-mib", type=int, default=1024)
+    parser.add_argument("--large-mib", type=int, default=4096, help="0 leaves the large file out")
+    parser.add_argument("--million", action="store_true")
+    parser.add_argument("--folder", help="where the projects are created; the folder of temporary files by default")
     options = parser.parse_args()
     slipway = [str(pathlib.Path(options.slipway).resolve()), "data"]
-    cases = {
-        f"{options.files} files of {options.file_bytes} bytes": lambda path: many(path, options.files, options.file_bytes),
-        f"one file of {options.large_mib} MiB": lambda path: large(path, options.large_mib),
-    }
+    cases = {f"{options.files} files of {options.file_bytes} bytes": lambda path: many(path, options.files, options.file_bytes)}
+    if options.large_mib:
+        cases[f"one file of {options.large_mib} MiB"] = lambda path: large(path, options.large_mib)
+    if options.million:
+        cases = {"1000000 files of 64 bytes": None}
     for name, make in cases.items():
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             root = pathlib.Path(folder)
             environment = {**os.environ, "HOME": folder, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(root / "site"), "GIT_CONFIG_GLOBAL": os.devnull}
-            print(f"{name}: " + ", ".join(f"{what} {seconds:.2f} s" for what, seconds in limits(make, root, environment).items()))
-            ours = measure(slipway, make, root, environment)
-            theirs = measure([str(pathlib.Path(options.dvc).resolve())], make, root, environment)
-            print(f"  {'command':<12}{'slipway':>10}{'DVC':>10}{'ratio':>8}")
-            for command, seconds in ours.items():
-                print(f"  {command:<12}{seconds:>8.2f} s{theirs[command]:>8.2f} s{theirs[command] / seconds:>7.0f}x", flush=True)
+            print(f"{name}\n  {'':<15}{'slipway':>10}{'all cores':>10}{'memory':>11}{'system':>11}{'ratio':>8}{'cores':>8}" + ("" if options.no_dvc else f"{'DVC':>11}{'memory':>11}{'ratio':>8}"), flush=True)
+            if options.million:
+                ours, limits, theirs = measure_million(slipway, root, environment), {}, {}
+            else:
+                ours, limits = measure(slipway, make, root, environment, compare=True)
+                theirs = {} if options.no_dvc else measure([str(pathlib.Path(options.dvc).resolve())], make, root, environment, compare=False)[0]
+            for command, cost in ours.items():
+                row(command, cost, limits.get(command), theirs.get(command))
 
 
 if __name__ == "__main__":

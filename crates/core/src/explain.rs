@@ -675,6 +675,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Change the URL of the remote: http://HOST:7070/api/v1/data/remotes/NAME.",
     },
     Topic {
+        code: "data.batch",
+        meaning: "Small objects of versioned data are sent to a server in batches: each object follows a line with its path and its number of bytes. The request was not such a batch, or an object in it is larger than 64 KiB, or there are more than 2,000 of them.",
+        remedy: "`slipway data push` writes valid batches; another program should send each object by itself, to its own path.",
+    },
+    Topic {
         code: "data.item_name",
         meaning: "A remote stores objects under the paths that DVC writes: `files/md5/XX/…` with the 32 digits of an MD5, or `runs/XX/…`.",
         remedy: "Use the URL only as the URL of a remote: `slipway data remote add NAME URL`.",

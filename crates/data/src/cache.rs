@@ -4,26 +4,24 @@
 //! finished by DVC, and is verified before it is used.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs::{File, Permissions};
+use std::io::{Seek, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use md5::{Digest as _, Md5};
 
 use crate::config::LinkType;
 use crate::error::DataError;
-use crate::hash::{fill, hash_file, with_buffer};
-use crate::incoming::{Incoming, TEMPORARY, temporary_name};
+use crate::hash::{Hasher, fill, hash_file, with_buffer};
+use crate::incoming::{Incoming, OBJECT_MODE, TEMPORARY, Temporary};
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of};
 use crate::model::{Digest, HashName};
+use crate::staging::{Staging, new_file};
 use crate::stat::Stat;
 use crate::walk::open;
 
-/// The permissions of a finished object.
-const OBJECT_MODE: u32 = 0o444;
 /// Files up to this size are read at once; larger ones are hashed by one thread and written by another.
 const SMALL_BYTES: u64 = 1 << 20;
 
@@ -128,7 +126,7 @@ impl Cache {
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), DataError> {
         let folder = self.make_shard(digest)?;
         let temporary = Temporary::create(&folder, self.mode)?;
-        (&temporary.file).write_all(bytes).map_err(DataError::io(&temporary.path))?;
+        temporary.file().write_all(bytes).map_err(DataError::io(temporary.path()))?;
         temporary.publish(&self.path(digest), Some(self.mode))
     }
 
@@ -198,10 +196,10 @@ impl Cache {
         std::fs::create_dir_all(&self.root).map_err(DataError::io(&self.root))?;
         let mut file = open(source)?;
         let temporary = Temporary::create(&self.root, 0o644)?;
-        let md5 = if self.reflink(&file, &temporary.file) {
-            hash_file(&temporary.path, HashName::Md5)?
+        let md5 = if self.reflink(&file, temporary.file()) {
+            hash_file(temporary.path(), HashName::Md5)?
         } else {
-            copy_and_hash(&mut file, &temporary.file).map_err(DataError::io(source))?
+            copy_and_hash(&mut file, temporary.file()).map_err(DataError::io(source))?
         };
         let digest = Digest::of_file(md5);
         if !self.contains(&digest)? {
@@ -226,16 +224,43 @@ impl Cache {
     /// # Errors
     /// [`DataError::Links`] if none works, or an error of the file system.
     pub fn link(&self, digest: &Digest, target: &Path, types: &[LinkType], staging: &Staging) -> Result<(), DataError> {
+        self.link_with(digest, target, types, |make| staging.replace(target, make))
+    }
+
+    /// Puts an object at a path where nothing is, in a folder that nobody else knows.
+    ///
+    /// # Errors
+    /// As [`Self::link`].
+    pub fn link_new(&self, digest: &Digest, target: &Path, types: &[LinkType]) -> Result<(), DataError> {
+        self.link_with(digest, target, types, |make| {
+            make(target).inspect_err(|_| drop(std::fs::remove_file(target))) // The error of `make` is the one to report.
+        })
+    }
+
+    /// Tries the link types in turn; `create` calls its argument with the path at which the file is created.
+    fn link_with(
+        &self,
+        digest: &Digest,
+        target: &Path,
+        types: &[LinkType],
+        create: impl Fn(&dyn Fn(&Path) -> std::io::Result<()>) -> std::io::Result<()>,
+    ) -> Result<(), DataError> {
         let object = self.path(digest);
         for link in types {
             let linked = match link {
                 LinkType::Reflink if self.lacks_reflinks.load(Ordering::Relaxed) => continue,
-                LinkType::Reflink => staging.create(target, |file| {
+                LinkType::Reflink => create(&|path| {
                     let source = File::open(&object)?;
-                    if self.reflink(&source, file) { Ok(()) } else { Err(std::io::ErrorKind::Unsupported.into()) }
+                    if self.reflink(&source, &new_file(path)?) {
+                        Ok(())
+                    } else {
+                        Err(std::io::ErrorKind::Unsupported.into())
+                    }
                 }),
-                LinkType::Copy => staging.create(target, |file| copy(&object, file)),
-                LinkType::Hardlink => staging.replace(target, |path| {
+                LinkType::Copy => create(&|path| copy(&object, &new_file(path)?)),
+                // Renaming one name of a file to another one of it would do nothing.
+                LinkType::Hardlink if is_same_file(&object, target) => Ok(()),
+                LinkType::Hardlink => create(&|path| {
                     // An empty file may be shared by thousands of names; as in DVC, it is created anew.
                     if std::fs::metadata(&object)?.len() == 0 {
                         File::create(path).map(drop)
@@ -243,7 +268,7 @@ impl Cache {
                         std::fs::hard_link(&object, path)
                     }
                 }),
-                LinkType::Symlink => staging.replace(target, |path| std::os::unix::fs::symlink(&object, path)),
+                LinkType::Symlink => create(&|path| std::os::unix::fs::symlink(&object, path)),
             };
             match linked {
                 Ok(()) => return Ok(()),
@@ -316,7 +341,7 @@ impl Cache {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(_) => {
                 let temporary = self.incoming(digest)?;
-                copy(source, &temporary.file).map_err(DataError::io(source))?;
+                copy(source, temporary.file()).map_err(DataError::io(source))?;
                 temporary.publish(&target, Some(self.mode))?;
             }
         }
@@ -346,26 +371,38 @@ impl Cache {
     pub fn copy_from(&self, other: &Self, digest: &Digest, verify: bool) -> Result<(), DataError> {
         let source = other.path(digest);
         let mut file = open(&source)?;
-        let temporary = self.incoming(digest)?;
-        let size = file.metadata().map_err(DataError::io(&source))?.len();
-        let verified = if self.reflink(&file, &temporary.file) {
-            !verify || hash_file(&temporary.path, self.hash)? == digest.md5
-        } else if !verify || self.hash == HashName::Dos2Unix {
-            copy(&source, &temporary.file).map_err(DataError::io(&source))?;
-            !verify || hash_file(&temporary.path, self.hash)? == digest.md5
-        } else if size < SMALL_BYTES {
-            with_buffer(|buffer| {
-                let length = fill(&mut file, buffer).map_err(DataError::io(&source))?;
-                (&temporary.file).write_all(&buffer[..length]).map_err(DataError::io(&temporary.path))?;
-                Ok::<_, DataError>(<[u8; 16]>::from(Md5::digest(&buffer[..length])) == digest.md5)
-            })?
-        } else {
-            copy_and_hash(&mut file, &temporary.file).map_err(DataError::io(&source))? == digest.md5
+        let temporary = Temporary::create(&self.make_shard(digest)?, self.mode)?;
+        let mut target = temporary.file();
+        let small = with_buffer(|buffer| {
+            let length = fill(&mut file, buffer).map_err(DataError::io(&source))?;
+            if length == buffer.len() {
+                return Ok(None);
+            }
+            target.write_all(&buffer[..length]).map_err(DataError::io(temporary.path()))?;
+            let mut hasher = Hasher::new(self.hash);
+            hasher.update(if verify { &buffer[..length] } else { &[] });
+            Ok::<_, DataError>(Some(!verify || hasher.finish() == digest.md5))
+        })?;
+        let is_valid = match small {
+            Some(is_valid) => is_valid,
+            None => self.copy_large(&mut file, &temporary, digest, verify).map_err(DataError::io(&source))?,
         };
-        if !verified {
+        if !is_valid {
             return Err(DataError::Corrupt { oid: digest.to_string(), place: source });
         }
         temporary.publish(&self.path(digest), Some(self.mode))
+    }
+
+    /// Copies a large object, and returns whether its content is that of the digest, or not to be verified.
+    fn copy_large(&self, file: &mut File, to: &Temporary, digest: &Digest, verify: bool) -> std::io::Result<bool> {
+        file.rewind()?;
+        if !self.reflink(file, to.file()) {
+            if verify && self.hash == HashName::Md5 {
+                return Ok(copy_and_hash(file, to.file())? == digest.md5);
+            }
+            std::io::copy(file, &mut to.file())?;
+        }
+        Ok(!verify || hash_file(to.path(), self.hash).map_err(std::io::Error::other)? == digest.md5)
     }
 }
 
@@ -378,7 +415,7 @@ pub struct Listing {
     pub leftovers: Vec<PathBuf>,
 }
 
-fn read_folder(folder: &Path) -> Result<Vec<std::fs::DirEntry>, DataError> {
+pub(crate) fn read_folder(folder: &Path) -> Result<Vec<std::fs::DirEntry>, DataError> {
     match std::fs::read_dir(folder) {
         Ok(entries) => entries.collect::<Result<_, _>>().map_err(DataError::io(folder)),
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
@@ -388,13 +425,19 @@ fn read_folder(folder: &Path) -> Result<Vec<std::fs::DirEntry>, DataError> {
     }
 }
 
+/// Whether two paths name the same file.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    identity(a).is_ok_and(|a| identity(b).is_ok_and(|b| a == b))
+}
+
 /// Makes an object read-only. Best effort, as in DVC: it may belong to another user of a shared cache.
 fn protect(path: &Path) {
     let _ = std::fs::set_permissions(path, Permissions::from_mode(OBJECT_MODE));
 }
 
 /// Copies the content of a file. Small files go through this thread's buffer, others through the kernel.
-fn copy(source: &Path, mut target: &File) -> std::io::Result<()> {
+pub(crate) fn copy(source: &Path, mut target: &File) -> std::io::Result<()> {
     let mut file = File::open(source)?;
     let whole = with_buffer(|buffer| {
         let length = fill(&mut file, buffer)?;
@@ -449,174 +492,4 @@ fn copy_and_hash(file: &mut File, mut target: &File) -> std::io::Result<[u8; 16]
         let written = writer.join().unwrap_or_else(|_| Err(std::io::Error::other("the writing thread panicked")));
         read.and(written).map(|()| hasher.finalize().into())
     })
-}
-
-/// An unfinished file, removed unless it is published.
-#[derive(Debug)]
-pub struct Temporary {
-    path: PathBuf,
-    file: File,
-    mode: u32,
-    published: bool,
-}
-
-impl Temporary {
-    /// Creates the file in a folder.
-    fn create(folder: &Path, mode: u32) -> Result<Self, DataError> {
-        let path = folder.join(temporary_name());
-        let create = || OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&path);
-        let file = match create() {
-            // A process with the same number was killed.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                std::fs::remove_file(&path).and_then(|()| create())
-            }
-            created => created,
-        };
-        Ok(Self { file: file.map_err(DataError::io(&path))?, path, mode, published: false })
-    }
-
-    /// The path of the unfinished file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The open file.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Gives the file its name, and the permissions `mode` if it was created with others.
-    ///
-    /// # Errors
-    /// An I/O error.
-    pub fn publish(mut self, target: &Path, mode: Option<u32>) -> Result<(), DataError> {
-        if let Some(mode) = mode
-            && (mode != self.mode || mode != OBJECT_MODE || umask_hides(OBJECT_MODE))
-        {
-            self.file.set_permissions(Permissions::from_mode(mode)).map_err(DataError::io(&self.path))?;
-        }
-        std::fs::rename(&self.path, target).map_err(DataError::io(target))?;
-        self.published = true;
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.published {
-            let _ = std::fs::remove_file(&self.path); // Best effort; `gc` removes it otherwise.
-        }
-    }
-}
-
-/// Whether the process's umask removes one of these permissions of new files.
-fn umask_hides(mode: u32) -> bool {
-    umask() & mode != 0
-}
-
-/// The umask of the process, read without changing it.
-pub(crate) fn umask() -> u32 {
-    static UMASK: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    *UMASK.get_or_init(|| {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-        line.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o022)
-    })
-}
-
-/// A folder in `.dvc/tmp` for unfinished files of the workspace, so that a killed process leaves nothing among the data.
-#[derive(Debug)]
-pub struct Staging {
-    folder: PathBuf,
-    other_file_system: AtomicBool,
-    folders: Mutex<HashSet<PathBuf>>,
-}
-
-impl Staging {
-    /// Creates the folder in the project's `.dvc/tmp`, and removes what killed processes left. The caller holds the project's lock.
-    ///
-    /// # Errors
-    /// If it cannot be created.
-    pub fn create_in(tmp: &Path) -> Result<Self, DataError> {
-        let folder = tmp.join("slipway-staging");
-        for leftover in read_folder(&folder)? {
-            let _ = std::fs::remove_file(leftover.path()); // Best effort; it is only in the way.
-        }
-        std::fs::create_dir_all(&folder).map_err(DataError::io(&folder))?;
-        Ok(Self { folder, other_file_system: AtomicBool::new(false), folders: Mutex::default() })
-    }
-
-    /// The folder.
-    pub(crate) fn path(&self) -> &Path {
-        &self.folder
-    }
-
-    /// Creates a file with the content that `write` gives it.
-    fn create(&self, target: &Path, write: impl Fn(&File) -> std::io::Result<()>) -> std::io::Result<()> {
-        self.replace(target, |path| write(&OpenOptions::new().write(true).create_new(true).mode(0o666).open(path)?))
-    }
-
-    /// Replaces `target` by what `make` creates at a path.
-    fn replace(&self, target: &Path, make: impl Fn(&Path) -> std::io::Result<()>) -> std::io::Result<()> {
-        let parent = target.parent().unwrap_or(Path::new("/"));
-        self.make_folder(parent)?;
-        let elsewhere = self.other_file_system.load(Ordering::Relaxed);
-        let temporary = if elsewhere { parent } else { &self.folder }.join(temporary_name());
-        let done = make(&temporary).and_then(|()| {
-            let renamed = std::fs::rename(&temporary, target);
-            // Two names of the same file: rename does nothing and reports success.
-            if renamed.is_ok() && temporary.symlink_metadata().is_ok() {
-                std::fs::remove_file(&temporary)?;
-            }
-            renamed
-        });
-        if let Err(error) = done {
-            let _ = std::fs::remove_file(&temporary); // The error below is the one to report.
-            if error.kind() == std::io::ErrorKind::CrossesDevices && !elsewhere {
-                // The target is on another file system than `.dvc`.
-                self.other_file_system.store(true, Ordering::Relaxed);
-                return self.replace(target, make);
-            }
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    fn make_folder(&self, folder: &Path) -> std::io::Result<()> {
-        let mut known = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.contains(folder) {
-            std::fs::create_dir_all(folder)?;
-            known.insert(folder.to_owned());
-        }
-        Ok(())
-    }
-}
-
-/// Makes a file of the workspace independent of the cache and writable. As in DVC, it gets the permissions of a new file.
-///
-/// # Errors
-/// An I/O error.
-pub(crate) fn unprotect(path: &Path, staging: &Staging) -> Result<(), DataError> {
-    let Some(stat) = Stat::of_entry(path).map_err(DataError::io(path))? else { return Ok(()) };
-    let is_link = stat.kind() == crate::stat::Kind::Link;
-    if is_link || stat.links > 1 {
-        return staging.create(path, |file| copy(path, file)).map_err(DataError::io(path));
-    }
-    let mode = 0o666 & !umask();
-    if stat.mode & 0o777 != mode {
-        std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(DataError::io(path))?;
-    }
-    Ok(())
-}
-
-/// Lets the owner execute a file.
-///
-/// # Errors
-/// An I/O error.
-pub(crate) fn set_executable(path: &Path) -> Result<(), DataError> {
-    let mode = std::fs::metadata(path).map_err(DataError::io(path))?.permissions().mode();
-    if mode & 0o100 == 0 {
-        std::fs::set_permissions(path, Permissions::from_mode(mode | 0o100)).map_err(DataError::io(path))?;
-    }
-    Ok(())
 }

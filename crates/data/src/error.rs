@@ -59,6 +59,8 @@ pub enum DataError {
     HostedName(String),
     #[error("'{0}' is not the path of an object or run")]
     ItemName(String),
+    #[error("the batch of objects is invalid: {0}")]
+    Batch(&'static str),
     #[error("{0}: the received content is not that of this digest; nothing was stored")]
     Mismatch(String),
     #[error("{message}")]
@@ -152,6 +154,7 @@ impl Explain for DataError {
             Self::Transfer { .. } => "data.transfer",
             Self::HostedName(_) => "data.hosted_name",
             Self::ItemName(_) => "data.item_name",
+            Self::Batch(_) => "data.batch",
             Self::Mismatch(_) => "data.mismatch",
             Self::Access { code, .. } => code,
             Self::Remote { .. } => "data.remote",

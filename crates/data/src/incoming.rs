@@ -1,10 +1,11 @@
-//! Unfinished files of the cache: their names, and those that are being received. A large one stays when the transfer breaks off or the
-//! process is killed, and the next transfer of the same object continues it.
+//! Unfinished files of the cache: their names, those that are written at once, and those that are being received. A large one of the latter
+//! stays when the transfer breaks off or the process is killed, and the next transfer of the same object continues it.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -13,6 +14,8 @@ use crate::error::DataError;
 use crate::hash::{Hasher, fill, with_buffer};
 use crate::model::Digest;
 
+/// The permissions of a finished object.
+pub(crate) const OBJECT_MODE: u32 = 0o444;
 /// Names of unfinished files begin with this.
 pub(crate) const TEMPORARY: &str = ".slipway-";
 /// Files from this size on stay for the next transfer.
@@ -21,10 +24,85 @@ const KEEP_BYTES: u64 = 1 << 20;
 /// A unique name for an unfinished file of this process.
 pub(crate) fn temporary_name() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    format!("{TEMPORARY}{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+    static PROCESS: OnceLock<u32> = OnceLock::new();
+    let process = PROCESS.get_or_init(std::process::id);
+    format!("{TEMPORARY}{process}-{}.tmp", COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// An unfinished file. While it is open, it is locked, so that two processes never write the same one.
+/// An unfinished file, removed unless it is published.
+#[derive(Debug)]
+pub struct Temporary {
+    path: PathBuf,
+    file: File,
+    mode: u32,
+    published: bool,
+}
+
+impl Temporary {
+    /// Creates the file in a folder.
+    pub(crate) fn create(folder: &Path, mode: u32) -> Result<Self, DataError> {
+        let path = folder.join(temporary_name());
+        let create = || OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&path);
+        let file = match create() {
+            // A process with the same number was killed.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                std::fs::remove_file(&path).and_then(|()| create())
+            }
+            created => created,
+        };
+        Ok(Self { file: file.map_err(DataError::io(&path))?, path, mode, published: false })
+    }
+
+    /// The path of the unfinished file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives the file its name, and the permissions `mode` if it was created with others.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn publish(mut self, target: &Path, mode: Option<u32>) -> Result<(), DataError> {
+        if let Some(mode) = mode
+            && (mode != self.mode || mode != OBJECT_MODE || umask_hides(OBJECT_MODE))
+        {
+            self.file.set_permissions(Permissions::from_mode(mode)).map_err(DataError::io(&self.path))?;
+        }
+        std::fs::rename(&self.path, target).map_err(DataError::io(target))?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = std::fs::remove_file(&self.path); // Best effort; `gc` removes it otherwise.
+        }
+    }
+}
+
+/// Whether the process's umask removes one of these permissions of new files.
+fn umask_hides(mode: u32) -> bool {
+    umask() & mode != 0
+}
+
+/// The umask of the process, read without changing it.
+pub(crate) fn umask() -> u32 {
+    static UMASK: OnceLock<u32> = OnceLock::new();
+    *UMASK.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+        line.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o022)
+    })
+}
+
+/// An unfinished file that is being received. While it is open, it is locked, so that two processes never write the same one.
 #[derive(Debug)]
 pub struct Incoming {
     path: PathBuf,
@@ -89,7 +167,7 @@ impl Incoming {
 
     /// Gives the file its name, read-only.
     pub(crate) fn publish(mut self, target: &Path) -> Result<(), DataError> {
-        self.file.set_permissions(Permissions::from_mode(0o444)).map_err(DataError::io(&self.path))?;
+        self.file.set_permissions(Permissions::from_mode(OBJECT_MODE)).map_err(DataError::io(&self.path))?;
         std::fs::rename(&self.path, target).map_err(DataError::io(target))?;
         self.published = true;
         Ok(())

@@ -1,6 +1,7 @@
 //! Data versioning, interchangeable with DVC: the same files, byte for byte, in the workspace, the cache and the remotes.
 
 pub mod access;
+mod batch;
 pub mod cache;
 pub mod commands;
 pub mod config;
@@ -31,6 +32,7 @@ pub mod scm;
 pub mod service;
 pub mod snapshot;
 pub mod stage;
+pub mod staging;
 mod stat;
 pub mod state;
 pub mod tree;

@@ -31,16 +31,13 @@ impl Links {
         Self { outputs: serde_json::from_slice(&bytes).unwrap_or_default(), file, changed: false }
     }
 
-    /// Records an output that is now as recorded in its `.dvc` file.
-    pub(crate) fn record(&mut self, project: &Project, path: &Path, is_folder: bool) -> Result<(), DataError> {
-        let Some(name) = key(project, path) else { return Ok(()) };
-        if let Some(fingerprint) = fingerprint(project, path, is_folder)?
-            && self.outputs.get(&name) != Some(&fingerprint)
-        {
+    /// Records an output that is now as recorded in its `.dvc` file, with the fingerprint of its files; `None` if it has none.
+    pub(crate) fn record(&mut self, project: &Project, path: &Path, fingerprint: Option<String>) {
+        let (Some(name), Some(fingerprint)) = (key(project, path), fingerprint) else { return };
+        if self.outputs.get(&name) != Some(&fingerprint) {
             self.outputs.insert(name, fingerprint);
             self.changed = true;
         }
-        Ok(())
     }
 
     /// The outputs that are not used any more, and unchanged.
@@ -49,7 +46,7 @@ impl Links {
         for (name, recorded) in &self.outputs {
             let path = project.root.join(name);
             let overlaps = used.iter().any(|other| other.starts_with(&path) || path.starts_with(other));
-            if !overlaps && fingerprint(project, &path, path.is_dir())?.as_ref() == Some(recorded) {
+            if !overlaps && fingerprint_of(project, &path, path.is_dir())?.as_ref() == Some(recorded) {
                 unused.push(path);
             }
         }
@@ -82,20 +79,23 @@ fn key(project: &Project, path: &Path) -> Option<String> {
 }
 
 /// A digest of the states of the files at a path; `None` if there is nothing.
-fn fingerprint(project: &Project, path: &Path, is_folder: bool) -> Result<Option<String>, DataError> {
+pub(crate) fn fingerprint_of(project: &Project, path: &Path, is_folder: bool) -> Result<Option<String>, DataError> {
     let Some(stat) = Stat::of_entry(path).map_err(DataError::io(path))? else { return Ok(None) };
+    Ok(Some(match is_folder {
+        true => fingerprint(walk(path, &project.rules)?.iter().map(|file| (file.path.as_str(), &file.state.stat))),
+        false => fingerprint([("", &stat)].into_iter()),
+    }))
+}
+
+/// A digest of the states of files, each with its path, in the order of the paths.
+pub(crate) fn fingerprint<'a>(files: impl Iterator<Item = (&'a str, &'a Stat)>) -> String {
     let mut hasher = Md5::new();
-    let mut add = |name: &str, stat: &Stat| {
+    for (name, stat) in files {
         hasher.update(name.as_bytes());
         for number in [stat.inode, stat.size, stat.mtime.cast_unsigned()] {
             hasher.update(number.to_le_bytes());
         }
-    };
-    if is_folder {
-        walk(path, &project.rules)?.iter().for_each(|file| add(&file.path, &file.stat));
-    } else {
-        add("", &stat);
     }
     let md5: [u8; 16] = hasher.finalize().into();
-    Ok(Some(crate::model::Digest::of_file(md5).to_string()))
+    crate::model::Digest::of_file(md5).to_string()
 }

@@ -10,6 +10,9 @@ use crate::model::Digest;
 /// Maximum bytes of a manifest; about 20 million files.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 30;
 
+/// Bytes of a piece of a manifest that is written.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// A file in a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -48,24 +51,37 @@ impl Manifest {
     /// The bytes of the manifest's object.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.entries.len() * 96 + 2);
-        out.push(b'[');
-        for (i, entry) in self.entries.iter().enumerate() {
-            if i > 0 {
-                out.extend_from_slice(b", ");
-            }
-            out.extend_from_slice(b"{\"md5\": \"");
-            out.extend_from_slice(entry.digest.to_string().as_bytes());
-            out.extend_from_slice(b"\", \"relpath\": ");
-            json::write_string(&mut out, &entry.path);
-            out.push(b'}');
-        }
-        out.push(b']');
+        self.write(|bytes| out.extend_from_slice(bytes));
         out
     }
 
     /// The digest of the folder: that of its manifest.
     pub fn digest(&self) -> Digest {
-        digest_of(&self.to_bytes())
+        let mut hasher = Md5::new();
+        self.write(|bytes| hasher.update(bytes));
+        Digest { md5: hasher.finalize().into(), is_dir: true }
+    }
+
+    /// Passes the bytes of the manifest's object on in pieces, since all of them may be many.
+    fn write(&self, mut sink: impl FnMut(&[u8])) {
+        let mut piece = Vec::with_capacity(2 * PIECE_BYTES);
+        piece.push(b'[');
+        for (i, entry) in self.entries.iter().enumerate() {
+            if i > 0 {
+                piece.extend_from_slice(b", ");
+            }
+            piece.extend_from_slice(b"{\"md5\": \"");
+            piece.extend_from_slice(entry.digest.to_string().as_bytes());
+            piece.extend_from_slice(b"\", \"relpath\": ");
+            json::write_string(&mut piece, &entry.path);
+            piece.push(b'}');
+            if piece.len() >= PIECE_BYTES {
+                sink(&piece);
+                piece.clear();
+            }
+        }
+        piece.push(b']');
+        sink(&piece);
     }
 
     /// Reads the bytes of a manifest's object. Other fields of an entry are ignored, as are duplicates of a path.
@@ -73,22 +89,15 @@ impl Manifest {
     /// # Errors
     /// What is wrong with it. A path that leaves the folder is rejected, so that a manifest from a remote cannot write elsewhere.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let raw: Vec<RawEntry<'_>> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        let mut entries = Vec::with_capacity(raw.len());
-        for entry in raw {
-            let digest = Digest::parse(&entry.md5).ok_or_else(|| format!("'{}' is not an MD5 digest", entry.md5))?;
-            let valid =
-                !entry.relpath.contains('\0') && entry.relpath.split('/').all(|name| !matches!(name, "" | "." | ".."));
-            if !valid || digest.is_dir {
-                return Err(format!("'{}' is not the path of a file in a folder", entry.relpath));
-            }
-            entries.push(Entry { path: entry.relpath.into_owned(), digest, size: entry.size });
-        }
+        let entries = serde_json::from_slice::<RawEntries>(bytes).map_err(|error| error.to_string())?.0;
         let mut manifest = Self::new(entries);
         manifest.entries.dedup_by(|a, b| a.path == b.path);
         Ok(manifest)
     }
 }
+
+/// The entries in their written order. They are checked one by one, so that a large manifest is not in memory twice.
+struct RawEntries(Vec<Entry>);
 
 #[derive(serde::Deserialize)]
 struct RawEntry<'a> {
@@ -97,6 +106,40 @@ struct RawEntry<'a> {
     #[serde(borrow)]
     relpath: std::borrow::Cow<'a, str>,
     size: Option<u64>,
+}
+
+impl RawEntry<'_> {
+    fn check(self) -> Result<Entry, String> {
+        let digest = Digest::parse(&self.md5).ok_or_else(|| format!("'{}' is not an MD5 digest", self.md5))?;
+        let valid =
+            !self.relpath.contains('\0') && self.relpath.split('/').all(|name| !matches!(name, "" | "." | ".."));
+        if !valid || digest.is_dir {
+            return Err(format!("'{}' is not the path of a file in a folder", self.relpath));
+        }
+        Ok(Entry { path: self.relpath.into_owned(), digest, size: self.size })
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for RawEntries {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> serde::de::Visitor<'de> for List {
+            type Value = RawEntries;
+
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("a list of files")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<RawEntries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = list.next_element::<RawEntry<'_>>()? {
+                    entries.push(entry.check().map_err(serde::de::Error::custom)?);
+                }
+                Ok(RawEntries(entries))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
 }
 
 /// The digest of a folder whose manifest has these bytes.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::cache::{Cache, Staging};
+use crate::cache::Cache;
 use crate::config::{Config, Files as ConfigFiles, LinkType, normalise};
 use crate::error::DataError;
 use crate::ignore::{Rules, is_path_ignored};
@@ -16,6 +16,7 @@ use crate::pipeline::template::Unpacking;
 use crate::pipeline::{self, Files};
 use crate::scm::Git;
 use crate::stage::{DVC_SUFFIX, Output, PIPELINE_FILE, Stage};
+use crate::staging::Staging;
 use crate::state::State;
 
 pub mod target;

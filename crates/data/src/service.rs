@@ -10,6 +10,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use md5::{Digest as _, Md5};
 use slipway_store::{Objects, Reader, StoreError};
 
+use crate::batch::{self, MAX_OBJECT_BYTES, MAX_OBJECTS, MAX_UPLOAD_BYTES};
 use crate::error::DataError;
 use crate::hash::Hasher;
 use crate::layout::Item;
@@ -22,6 +23,8 @@ const MAX_PARTS: u32 = 10_000;
 const MAX_RUN_BYTES: u64 = 16 << 20;
 /// Maximum bytes of a manifest.
 const MAX_MANIFEST_BYTES: u64 = crate::manifest::MAX_MANIFEST_BYTES;
+/// Number of objects of a batch that are in memory at the same time.
+const OBJECTS_READ_AT_ONCE: usize = 100;
 /// The folder of the remotes that belong to the installation instead of a namespace. No namespace has this name.
 const INSTALLATION: &str = "_";
 
@@ -112,6 +115,55 @@ impl Service {
         let checked = check(item, content, &rejection);
         let stored = self.objects.put(&place.path(item), checked).await;
         stored.map(drop).map_err(|error| reason(rejection, error))
+    }
+
+    /// Stores the objects of a [batch](crate::batch), after all of them are verified.
+    ///
+    /// # Errors
+    /// [`DataError::Batch`]; [`DataError::Mismatch`] for another content; or an error of the store, after which some may be stored.
+    pub async fn put_batch(&self, place: &Place, batch: Bytes) -> Result<(), DataError> {
+        if batch.len() > MAX_UPLOAD_BYTES {
+            return Err(StoreError::TooLarge { what: "the batch", limit: MAX_UPLOAD_BYTES as u64 }.into());
+        }
+        let mut objects = Vec::new();
+        for (hash, digest, content) in batch::parse(batch).map_err(DataError::Batch)? {
+            let item = Item::Object(hash, digest);
+            if !batch::is_valid(hash, &digest, &content) {
+                return Err(DataError::Mismatch(item.to_string()));
+            }
+            objects.push((place.path(&item), content));
+        }
+        Ok(self.objects.put_many(objects).await?)
+    }
+
+    /// Those of the objects that exist and are small, as a [batch](crate::batch).
+    ///
+    /// # Errors
+    /// [`DataError::Batch`] for too many objects. An error of the store ends the stream.
+    pub async fn get_batch(
+        &self,
+        place: &Place,
+        items: Vec<Item>,
+    ) -> Result<impl Stream<Item = Result<Bytes, StoreError>> + Send + use<>, DataError> {
+        if items.len() > MAX_OBJECTS {
+            return Err(DataError::Batch("it has too many objects"));
+        }
+        let (objects, place) = (self.objects.clone(), place.clone());
+        let groups: Vec<Vec<Item>> = items.chunks(OBJECTS_READ_AT_ONCE).map(<[Item]>::to_vec).collect();
+        let pieces = futures_util::stream::iter(groups).then(move |group| {
+            let paths = group.iter().map(|item| place.path(item)).collect();
+            let objects = objects.clone();
+            async move {
+                let mut piece = Vec::new();
+                for (item, content) in group.iter().zip(objects.get_many(paths, MAX_OBJECT_BYTES).await?) {
+                    if let Some(content) = content {
+                        batch::append(&mut piece, &item.to_string(), &content);
+                    }
+                }
+                Ok(Bytes::from(piece))
+            }
+        });
+        Ok(pieces)
     }
 
     /// Which of the items the remote lacks.

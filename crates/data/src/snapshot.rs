@@ -14,7 +14,7 @@ use crate::manifest::{Entry, Manifest};
 use crate::model::{Digest, HashName, Meta};
 use crate::stat::{Kind, Stat};
 use crate::state::State;
-use crate::walk::{Found, walk};
+use crate::walk::{FileState, Found, walk};
 
 /// What a path of the workspace contains.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Snapshot {
     /// The files of a folder.
     pub manifest: Option<Manifest>,
     /// The states of the files, in the order of the manifest; one for a file.
-    pub files: Vec<Found>,
+    pub files: Vec<FileState>,
 }
 
 impl Snapshot {
@@ -61,36 +61,38 @@ pub fn take(
         walk(path, rules)?
     } else {
         let is_link = Stat::of_entry(path).map_err(DataError::io(path))?.is_some_and(|stat| stat.kind() == Kind::Link);
-        vec![Found { path: String::new(), stat, is_link }]
+        vec![Found { path: String::new(), state: FileState { stat, is_link } }]
     };
     let now = SystemTime::now();
     let digests: Vec<[u8; 16]> = files
         .par_iter()
         .map(|file| {
-            let known = if hash == HashName::Md5 { state.get(&file.stat) } else { None };
+            let known = if hash == HashName::Md5 { state.get(&file.state.stat) } else { None };
             let full = if file.path.is_empty() { path.to_owned() } else { path.join(&file.path) };
             match (store, known) {
-                (Some(cache), known) => cache.store(&full, &file.stat, known),
+                (Some(cache), known) => cache.store(&full, &file.state.stat, known),
                 (None, Some(md5)) => Ok(md5),
                 (None, None) => hash_file(&full, hash),
             }
         })
         .collect::<Result<_, _>>()?;
     if hash == HashName::Md5 {
-        let unknown = files.iter().zip(&digests).filter(|(file, _)| state.get(&file.stat).is_none());
-        state.record(unknown.map(|(file, md5)| (file.stat, *md5)), now);
+        let unknown = files.iter().zip(&digests).filter(|(file, _)| state.get(&file.state.stat).is_none());
+        state.record(unknown.map(|(file, md5)| (file.state.stat, *md5)), now);
     }
     if !is_folder {
         let digest = Digest::of_file(digests.first().copied().unwrap_or_default());
         let meta = Meta { size: Some(stat.size), nfiles: None, is_exec: stat.is_executable() };
+        let files = files.into_iter().map(|file| file.state).collect();
         return Ok(Some(Snapshot { digest, meta, manifest: None, files }));
     }
-    let entries = files.iter().zip(digests).map(|(file, md5)| Entry {
-        path: file.path.clone(),
+    let (states, paths): (Vec<_>, Vec<_>) = files.into_iter().map(|file| (file.state, file.path)).unzip();
+    let entries = paths.into_iter().zip(&states).zip(digests).map(|((path, state), md5)| Entry {
+        path,
         digest: Digest::of_file(md5),
-        size: Some(file.stat.size),
+        size: Some(state.stat.size),
     });
     let manifest = Manifest { entries: entries.collect() }; // The walk is sorted by path, as a manifest is.
     let meta = Meta { size: manifest.size(), nfiles: Some(manifest.entries.len() as u64), is_exec: false };
-    Ok(Some(Snapshot { digest: manifest.digest(), meta, manifest: Some(manifest), files }))
+    Ok(Some(Snapshot { digest: manifest.digest(), meta, manifest: Some(manifest), files: states }))
 }

@@ -4,19 +4,23 @@
 //! A digest is valid while device, inode, size, modification and change time are the same. A file that was changed at the very time when its
 //! digest was computed could be changed again without a new time, since file systems have coarse clocks; such entries ("racy" in Git's words)
 //! are not recorded.
+//!
+//! A project may have millions of files, so a record is small: a hash of the file's identity, a hash of its state, and the digest.
 
-use std::collections::HashMap;
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use md5::{Digest as _, Md5};
 
 use crate::error::DataError;
 use crate::stat::Stat;
 
 /// The first bytes of the file, with the version of the format.
-const MAGIC: &[u8; 16] = b"slipway-digests1";
-/// Bytes of a record: device, inode, size, mtime, ctime, MD5.
-const RECORD: usize = 8 * 5 + 16;
+const MAGIC: &[u8; 16] = b"slipway-digests2";
+/// Bytes of a record in the file.
+const RECORD_BYTES: usize = 32;
 /// Maximum number of records; when there would be more, those that this command did not use are dropped.
 const MAX_RECORDS: usize = 16 << 20;
 /// How long after its last change a file must be read for its digest to be recorded: more than the tick of any kernel's clock.
@@ -24,49 +28,76 @@ const RACY: Duration = Duration::from_millis(20);
 /// The same for a file system whose times have whole seconds.
 const RACY_SECONDS: Duration = Duration::from_secs(2);
 
-type Key = (u64, u64);
-
-#[derive(Debug, Clone, Copy)]
+/// The digest of a file in a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Record {
-    size: u64,
-    mtime: i64,
-    ctime: i64,
+    /// Identifies the file. If two files had the same number, one of them would be read each time.
+    file: u64,
+    /// Identifies its state: a change that keeps this number, one in 2^64, would not be noticed.
+    state: u64,
     md5: [u8; 16],
+}
+
+impl Record {
+    fn new(stat: &Stat, md5: [u8; 16]) -> Self {
+        let hash = |numbers: &[u64]| {
+            let mut hasher = Md5::new();
+            numbers.iter().for_each(|number| hasher.update(number.to_le_bytes()));
+            let [a, b, c, d, e, f, g, h, ..]: [u8; 16] = hasher.finalize().into();
+            u64::from_le_bytes([a, b, c, d, e, f, g, h])
+        };
+        let state = hash(&[stat.size, stat.mtime.cast_unsigned(), stat.ctime.cast_unsigned()]);
+        Self { file: hash(&[stat.device, stat.inode]), state, md5 }
+    }
+
+    fn from_bytes(bytes: &[u8; RECORD_BYTES]) -> Self {
+        let number = |from: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[from + i]));
+        Self { file: number(0), state: number(8), md5: std::array::from_fn(|i| bytes[16 + i]) }
+    }
+
+    fn to_bytes(self) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        bytes[..8].copy_from_slice(&self.file.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.state.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.md5);
+        bytes
+    }
 }
 
 /// The database.
 #[derive(Debug)]
 pub struct State {
     path: PathBuf,
-    records: HashMap<Key, Record>,
-    changes: Mutex<HashMap<Key, Record>>,
+    /// Sorted by file; each file once.
+    records: Vec<Record>,
+    changes: Mutex<Vec<Record>>,
 }
 
 impl State {
     /// Opens the database of the project with this `.dvc/tmp` folder.
     pub fn open(folder: &Path) -> Self {
         let path = folder.join("slipway-digests");
-        let records = std::fs::read(&path).ok().and_then(|bytes| parse(&bytes)).unwrap_or_default();
+        let records = std::fs::File::open(&path).ok().and_then(|file| parse(BufReader::new(file))).unwrap_or_default();
         Self { path, records, changes: Mutex::default() }
     }
 
     /// The digest of an unchanged file.
     pub fn get(&self, stat: &Stat) -> Option<[u8; 16]> {
-        let key = (stat.device, stat.inode);
-        let matches =
-            |record: &&Record| (record.size, record.mtime, record.ctime) == (stat.size, stat.mtime, stat.ctime);
-        self.records.get(&key).filter(matches).map(|record| record.md5)
+        if self.records.is_empty() {
+            return None;
+        }
+        let wanted = Record::new(stat, [0; 16]);
+        let found = self.records.binary_search_by_key(&wanted.file, |record| record.file).ok()?;
+        let record = &self.records[found];
+        (record.state == wanted.state).then_some(record.md5)
     }
 
     /// Records digests of files, each with its state before it was read. `now` is the time at which reading began.
     pub fn record(&self, files: impl IntoIterator<Item = (Stat, [u8; 16])>, now: SystemTime) {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        for (stat, md5) in files {
-            if !is_racy(&stat, now) {
-                let record = Record { size: stat.size, mtime: stat.mtime, ctime: stat.ctime, md5 };
-                changes.insert((stat.device, stat.inode), record);
-            }
-        }
+        changes.extend(
+            files.into_iter().filter(|(stat, _)| !is_racy(stat, now)).map(|(stat, md5)| Record::new(&stat, md5)),
+        );
     }
 
     /// Writes the recorded digests to disk.
@@ -82,18 +113,28 @@ impl State {
             self.records.clear();
         }
         self.records.extend(changes);
-        let mut bytes = Vec::with_capacity(MAGIC.len() + self.records.len() * RECORD);
-        bytes.extend_from_slice(MAGIC);
-        for ((device, inode), record) in &self.records {
-            for number in [*device, *inode, record.size, record.mtime.cast_unsigned(), record.ctime.cast_unsigned()] {
-                bytes.extend_from_slice(&number.to_le_bytes());
+        // The sort is stable, so the last record of a file is the newest.
+        self.records.sort_by_key(|record| record.file);
+        self.records.dedup_by(|next, kept| {
+            let is_same = next.file == kept.file;
+            if is_same {
+                *kept = *next;
             }
-            bytes.extend_from_slice(&record.md5);
-        }
+            is_same
+        });
         // A torn file after a power failure only costs time, so the file is not flushed to disk.
         let temporary = self.path.with_extension("tmp");
-        let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &self.path));
+        let written = self.write(&temporary).and_then(|()| std::fs::rename(&temporary, &self.path));
         written.map_err(DataError::io(&self.path))
+    }
+
+    fn write(&self, path: &Path) -> std::io::Result<()> {
+        let mut file = BufWriter::new(std::fs::File::create(path)?);
+        file.write_all(MAGIC)?;
+        for record in &self.records {
+            file.write_all(&record.to_bytes())?;
+        }
+        file.flush()
     }
 }
 
@@ -106,24 +147,26 @@ fn is_racy(stat: &Stat, now: SystemTime) -> bool {
     stat.mtime.max(stat.ctime) > now - margin
 }
 
-/// The records in the bytes of the file; `None` if it is damaged or has another version.
-pub(crate) fn parse(bytes: &[u8]) -> Option<HashMap<Key, Record>> {
-    let records = bytes.strip_prefix(MAGIC)?;
-    if records.len() % RECORD != 0 || records.len() / RECORD > MAX_RECORDS {
+/// The records in the file; `None` if it is damaged or has another version.
+pub(crate) fn parse(mut file: impl Read) -> Option<Vec<Record>> {
+    let mut magic = [0; MAGIC.len()];
+    file.read_exact(&mut magic).ok()?;
+    if magic != *MAGIC {
         return None;
     }
-    let mut found = HashMap::with_capacity(records.len() / RECORD);
-    for record in records.chunks_exact(RECORD) {
-        let number = |i: usize| record[i * 8..i * 8 + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();
-        let value = Record {
-            size: number(2),
-            mtime: number(3).cast_signed(),
-            ctime: number(4).cast_signed(),
-            md5: record[40..].try_into().ok()?,
-        };
-        found.insert((number(0), number(1)), value);
+    let (mut records, mut bytes) = (Vec::<Record>::new(), [0; RECORD_BYTES]);
+    loop {
+        let length = crate::hash::fill(&mut file, &mut bytes).ok()?;
+        if length == 0 {
+            return Some(records);
+        }
+        let record = Record::from_bytes(&bytes);
+        let is_sorted = records.last().is_none_or(|last| last.file < record.file);
+        if length < RECORD_BYTES || !is_sorted || records.len() == MAX_RECORDS {
+            return None;
+        }
+        records.push(record);
     }
-    Some(found)
 }
 
 #[cfg(test)]
@@ -161,7 +204,32 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_ignored() {
-        assert!(parse(b"").is_none() && parse(b"slipway-digests1x").is_none());
-        assert_eq!(parse(MAGIC).map(|records| records.len()), Some(0));
+        assert!(parse(&b""[..]).is_none() && parse(&b"slipway-digests2x"[..]).is_none());
+        assert_eq!(parse(&MAGIC[..]), Some(Vec::new()));
+        let record = Record { file: 1, state: 2, md5: [3; 16] };
+        let bytes = |records: &[Record]| {
+            let records = records.iter().flat_map(|record| record.to_bytes());
+            MAGIC.iter().copied().chain(records).collect::<Vec<_>>()
+        };
+        assert_eq!(parse(&bytes(&[record])[..]), Some(vec![record]));
+        let unsorted = bytes(&[record, record]);
+        assert!(parse(&unsorted[..]).is_none() && parse(&unsorted[..unsorted.len() - 1]).is_none());
+    }
+
+    #[test]
+    fn the_newest_record_of_a_file_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let stat = Stat { device: 1, inode: 2, size: 3, mtime: 4, ctime: 5, mode: 0o100_644, links: 1 };
+        let changed = Stat { size: 4, ..stat };
+        let other = Stat { inode: 3, ..stat };
+        let mut state = State::open(folder.path());
+        state.record([(stat, [1; 16]), (other, [2; 16])], SystemTime::now());
+        state.save().unwrap();
+        let mut state = State::open(folder.path());
+        state.record([(changed, [3; 16]), (changed, [4; 16])], SystemTime::now());
+        state.save().unwrap();
+        let state = State::open(folder.path());
+        assert_eq!([stat, changed, other].map(|stat| state.get(&stat)), [None, Some([4; 16]), Some([2; 16])]);
+        assert_eq!(state.records.len(), 2);
     }
 }

@@ -12,9 +12,15 @@ use crate::stat::{Kind, Stat};
 
 /// A file below the walked folder.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub(crate) struct Found {
     /// The path below the folder, with `/` as separator.
-    pub path: String,
+    pub(crate) path: String,
+    pub(crate) state: FileState,
+}
+
+/// The state of a file of the workspace.
+#[derive(Debug, Clone, Copy)]
+pub struct FileState {
     /// The state of the file; of the target, if it is a symbolic link.
     pub stat: Stat,
     /// Whether it is a symbolic link.
@@ -32,7 +38,8 @@ pub(crate) fn walk(folder: &Path, rules: &Arc<Rules>) -> Result<Vec<Found>, Data
     match results.error.take() {
         Some(error) => Err(error),
         None => {
-            let mut found: Vec<Found> = results.found.into_iter().flatten().collect();
+            let mut found = Vec::with_capacity(results.found.iter().map(Vec::len).sum());
+            results.found.into_iter().for_each(|mut part| found.append(&mut part));
             found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
             Ok(found)
         }
@@ -125,7 +132,7 @@ fn entries(folder: &Path, prefix: &str, rules: &Rules) -> Result<(Vec<Found>, Ve
             continue; // It was removed in the meantime.
         };
         match stat.kind() {
-            Kind::File => found.push(Found { path: format!("{prefix}{name}"), stat, is_link }),
+            Kind::File => found.push(Found { path: format!("{prefix}{name}"), state: FileState { stat, is_link } }),
             Kind::Folder => {}
             _ => return Err(DataError::Invalid(format!("{} is not a regular file", path.display()))),
         }

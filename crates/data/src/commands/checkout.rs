@@ -7,14 +7,14 @@ use std::time::SystemTime;
 use rayon::prelude::*;
 
 use super::{Talk, relink};
-use crate::cache::set_executable;
 use crate::error::DataError;
-use crate::links::Links;
+use crate::links::{Links, fingerprint, fingerprint_of};
 use crate::manifest::{Entry, Manifest};
 use crate::model::Digest;
 use crate::project::Project;
 use crate::snapshot::{self, Snapshot};
 use crate::stage::Output;
+use crate::staging::set_executable;
 use crate::stat::Stat;
 
 /// How to check out.
@@ -108,8 +108,8 @@ pub fn checkout(
         confirm_unsaved(unsaved, talk)?;
     }
     for plan in &plans {
-        apply(project, plan, options, &mut report)?;
-        links.record(project, &plan.path, plan.is_folder)?;
+        let fingerprint = apply(project, plan, options, &mut report)?;
+        links.record(project, &plan.path, fingerprint);
     }
     links.save()?;
     project.state.save()?;
@@ -142,8 +142,8 @@ pub(crate) fn restore_outputs(project: &Project, outs: &[Output]) -> Result<(), 
     let mut links = Links::open(&project.tmp());
     let mut report = Report::default();
     for plan in &plans {
-        apply(project, plan, Options::default(), &mut report)?;
-        links.record(project, &plan.path, plan.is_folder)?;
+        let fingerprint = apply(project, plan, Options::default(), &mut report)?;
+        links.record(project, &plan.path, fingerprint);
     }
     links.save()
 }
@@ -165,9 +165,9 @@ pub(super) fn restore(project: &Project, out: &Output, force: bool, talk: &dyn T
         }
         confirm_unsaved(unsaved(project, &plan)?, talk)?;
     }
-    apply(project, &plan, Options { force, ..Options::default() }, &mut Report::default())?;
+    let fingerprint = apply(project, &plan, Options { force, ..Options::default() }, &mut Report::default())?;
     let mut links = Links::open(&project.tmp());
-    links.record(project, &plan.path, plan.is_folder)?;
+    links.record(project, &plan.path, fingerprint);
     links.save()
 }
 
@@ -232,8 +232,9 @@ fn plan<'a>(project: &Project, out: &'a Output, part: Option<&Path>) -> Result<P
     let mut plan =
         Plan { out, path, target, is_folder, old, removed: Vec::new(), replaced: Vec::new(), created: Vec::new() };
     compare(&mut plan);
-    let needed = plan.created.par_iter().chain(plan.replaced.par_iter().map(|(entry, _)| entry));
-    let missing = needed.map(|entry| cache.contains(&entry.digest)).find_any(|found| !matches!(found, Ok(true)));
+    let needed: Vec<&Entry> = needed(&plan).collect();
+    let missing =
+        needed.par_iter().map(|entry| cache.contains(&entry.digest)).find_any(|found| !matches!(found, Ok(true)));
     match missing {
         Some(Err(error)) => Err(error),
         Some(Ok(_)) => Ok(Planned::Missing(root.clone())),
@@ -307,7 +308,13 @@ fn show(project: &Project, path: &Path) -> String {
     if path.is_dir() { format!("{shown}/") } else { shown }
 }
 
-fn apply(project: &Project, plan: &Plan<'_>, options: Options, report: &mut Report) -> Result<(), DataError> {
+/// Changes the workspace, and returns the fingerprint of the output for [`Links`].
+fn apply(
+    project: &Project,
+    plan: &Plan<'_>,
+    options: Options,
+    report: &mut Report,
+) -> Result<Option<String>, DataError> {
     let changes = !plan.removed.is_empty() || !plan.replaced.is_empty() || !plan.created.is_empty();
     let existed = plan.old.is_some();
     for (path, _) in &plan.removed {
@@ -321,26 +328,28 @@ fn apply(project: &Project, plan: &Plan<'_>, options: Options, report: &mut Repo
         let kept: BTreeSet<&Path> =
             plan.target.iter().flat_map(|entry| Path::new(&entry.path).ancestors().skip(1)).collect();
         report.files[2] += remove_empty_folders(&plan.path, Path::new(""), &kept)?;
-        std::fs::create_dir_all(&plan.path).map_err(DataError::io(&plan.path))?;
     } else if plan.path.is_dir() && existed {
         remove_empty_folders(&plan.path, Path::new(""), &BTreeSet::new())?;
         std::fs::remove_dir(&plan.path).map_err(DataError::io(&plan.path))?;
     }
     let cache = project.cache_of(plan.out.hash);
-    let needed: Vec<&Entry> = plan.created.iter().chain(plan.replaced.iter().map(|(entry, _)| entry)).collect();
-    let stats: Vec<Option<(Stat, [u8; 16])>> = needed
-        .par_iter()
-        .map(|entry| {
-            let full = join(&plan.path, &entry.path);
-            cache.link(&entry.digest, &full, &project.links, &project.staging)?;
-            if !plan.is_folder && plan.out.meta.is_exec && plan.out.path.as_deref() == Some(&full) {
-                set_executable(&full)?;
-            }
-            Ok(Stat::of_path(&full).map_err(DataError::io(&full))?.map(|stat| (stat, entry.digest.md5)))
-        })
-        .collect::<Result<_, DataError>>()?;
+    let states = create_files(project, plan)?;
+    let is_new = plan.is_folder && plan.old.is_none();
+    let mut known = match &plan.old {
+        _ if options.relink || !plan.is_folder => None,
+        Some(old) if !changes => {
+            let paths = old.entries().into_iter().map(|(path, _)| path);
+            Some(fingerprint(paths.zip(old.files.iter().map(|file| &file.stat))))
+        }
+        None if is_new => {
+            let states = plan.target.iter().zip(&states);
+            Some(fingerprint(states.map(|(entry, state)| (entry.path.as_str(), state))))
+        }
+        _ => None,
+    };
     if cache.hash() == crate::model::HashName::Md5 {
-        project.state.record(stats.into_iter().flatten(), SystemTime::now());
+        let digests = needed(plan).map(|entry| entry.digest.md5);
+        project.state.record(states.into_iter().zip(digests), SystemTime::now());
     }
     if options.relink
         && cache.hash() == crate::model::HashName::Md5
@@ -357,7 +366,54 @@ fn apply(project: &Project, plan: &Plan<'_>, options: Options, report: &mut Repo
         let whole = plan.out.path.as_deref() == Some(&plan.path);
         if existed || !whole { report.modified.push(shown) } else { report.added.push(shown) }
     }
-    Ok(())
+    if known.is_none() {
+        known = fingerprint_of(project, &plan.path, plan.is_folder)?;
+    }
+    Ok(known)
+}
+
+/// The entries of the target whose files are created or replaced.
+fn needed<'a>(plan: &'a Plan<'_>) -> impl Iterator<Item = &'a Entry> {
+    plan.created.iter().chain(plan.replaced.iter().map(|(entry, _)| entry))
+}
+
+/// Creates and replaces the files of a plan, and returns their states. A folder that does not exist appears when it is complete.
+fn create_files(project: &Project, plan: &Plan<'_>) -> Result<Vec<Stat>, DataError> {
+    let cache = project.cache_of(plan.out.hash);
+    let needed: Vec<&Entry> = needed(plan).collect();
+    if plan.is_folder && plan.old.is_none() {
+        let failed = || DataError::io(&plan.path);
+        if let Some(tree) = project.staging.tree(&plan.path).map_err(failed())? {
+            tree.make_folders(needed.iter().map(|entry| entry.path.as_str())).map_err(failed())?;
+            let create = |entry: &&Entry| {
+                let path = tree.path().join(&entry.path);
+                cache.link_new(&entry.digest, &path, &project.links)?;
+                state_of(&path)
+            };
+            let states = needed.par_iter().map(create).collect::<Result<_, _>>()?;
+            if tree.publish(&plan.path).map_err(failed())? {
+                return Ok(states);
+            }
+        }
+    }
+    if plan.is_folder {
+        std::fs::create_dir_all(&plan.path).map_err(DataError::io(&plan.path))?;
+    }
+    let create = |entry: &&Entry| {
+        let path = join(&plan.path, &entry.path);
+        cache.link(&entry.digest, &path, &project.links, &project.staging)?;
+        if !plan.is_folder && plan.out.meta.is_exec && plan.out.path.as_ref() == Some(&path) {
+            set_executable(&path)?;
+        }
+        state_of(&path)
+    };
+    needed.par_iter().map(create).collect()
+}
+
+/// The state of a file that was just created.
+fn state_of(path: &Path) -> Result<Stat, DataError> {
+    let stat = Stat::of_path(path).map_err(DataError::io(path))?;
+    stat.ok_or_else(|| DataError::Invalid(format!("{} was removed at the same time", path.display())))
 }
 
 /// Removes the folders that are empty and not part of the target, and returns their number.

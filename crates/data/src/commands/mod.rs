@@ -35,14 +35,14 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use crate::cache::{set_executable, unprotect};
 use crate::config::LinkType;
 use crate::error::DataError;
 use crate::model::Digest;
 use crate::project::Project;
 use crate::snapshot::Snapshot;
+use crate::staging::{set_executable, unprotect};
 use crate::stat::Stat;
-use crate::walk::Found;
+use crate::walk::FileState;
 
 /// Interaction with the user.
 pub trait Talk: Sync {
@@ -123,7 +123,12 @@ fn relink(project: &Project, root: &std::path::Path, snapshot: &Snapshot, always
 }
 
 /// Whether a file of the workspace is not a link of the first type that fits.
-fn needs_relink(project: &Project, file: &Found, full: &std::path::Path, digest: &Digest) -> Result<bool, DataError> {
+fn needs_relink(
+    project: &Project,
+    file: &FileState,
+    full: &std::path::Path,
+    digest: &Digest,
+) -> Result<bool, DataError> {
     let is_hardlink = !file.is_link && file.stat.links > 1;
     for link in &project.links {
         match link {

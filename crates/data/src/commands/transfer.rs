@@ -63,17 +63,10 @@ pub async fn push(
         let jobs = remote.concurrency(options.jobs);
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
         let existing = remote.existing(&ids, jobs).await?;
-        let (mut files, mut manifests, mut missing) = (Vec::new(), Vec::new(), Vec::new());
-        for object in objects.iter().filter(|object| !existing.contains(&(object.hash, object.digest))) {
-            if !project.cache_of(object.hash).contains(&object.digest)? {
-                missing.push(object);
-            } else if object.digest.is_dir {
-                manifests.push(object);
-            } else {
-                files.push(object);
-            }
-        }
+        let lacking = objects.iter().filter(|object| !existing.contains(&(object.hash, object.digest))).collect();
+        let (cached, missing) = split_cached(project, lacking)?;
         warn_missing(&missing, talk);
+        let (manifests, files): (Vec<_>, Vec<_>) = cached.into_iter().partition(|object| object.digest.is_dir);
         for group in [files, manifests] {
             sent += run(project, &remote, &group, jobs, true).await?;
         }
@@ -92,16 +85,17 @@ pub async fn fetch(
     talk: &dyn Talk,
 ) -> Result<u64, DataError> {
     let runs = if options.run_cache { transfer_runs(project, options, false, talk).await? } else { 0 };
-    let mut received = runs + fetch_manifests(project, targets, options).await?;
-    let used = used_objects(project, targets, options.recursive, &options.scope, false)?;
-    let has_remote = Remote::open(&project.config, options.remote.as_deref(), "fetch").is_ok();
-    let mut lacking: Vec<Object> = Vec::new();
-    for object in used.objects {
-        // What is imported is in its repository, so that no remote is needed.
-        if !project.cache_of(object.hash).contains(&object.digest)? && (has_remote || !object.is_imported) {
-            lacking.push(object);
-        }
+    let mut used = used_objects(project, targets, options.recursive, &options.scope, false)?;
+    let manifests = fetch_manifests(project, &used.missing_manifests, options).await?;
+    if manifests > 0 {
+        // Now the files of their folders are known.
+        used = used_objects(project, targets, options.recursive, &options.scope, false)?;
     }
+    let mut received = runs + manifests;
+    let has_remote = Remote::open(&project.config, options.remote.as_deref(), "fetch").is_ok();
+    // What is imported is in its repository, so that no remote is needed.
+    let wanted = used.objects.iter().filter(|object| has_remote || !object.is_imported).collect();
+    let lacking: Vec<Object> = split_cached(project, wanted)?.1.into_iter().cloned().collect();
     if lacking.is_empty() && received == 0 && used.imports.is_empty() {
         Remote::open(&project.config, options.remote.as_deref(), "fetch")?;
     }
@@ -120,6 +114,17 @@ pub async fn fetch(
     Ok(received)
 }
 
+/// The objects that the cache has, and those that it lacks.
+fn split_cached<'a>(
+    project: &Project,
+    objects: Vec<&'a Object>,
+) -> Result<(Vec<&'a Object>, Vec<&'a Object>), DataError> {
+    let has = |object: &&Object| project.cache_of(object.hash).contains(&object.digest);
+    let cached: Vec<bool> = objects.par_iter().map(has).collect::<Result<_, _>>()?;
+    let mut cached = cached.into_iter();
+    Ok(objects.into_iter().partition(|_| cached.next().unwrap_or_default()))
+}
+
 /// Transfers the recorded results of stages that the other side lacks, and returns their number.
 async fn transfer_runs(project: &Project, options: &Options, send: bool, talk: &dyn Talk) -> Result<u64, DataError> {
     let command = if send { "push --run-cache" } else { "fetch --run-cache" };
@@ -132,11 +137,10 @@ async fn transfer_runs(project: &Project, options: &Options, send: bool, talk: &
     if send { remote.push_runs(cache, jobs).await } else { remote.fetch_runs(cache, jobs).await }
 }
 
-/// Receives the manifests that the cache lacks, and returns their number. Without them the files of folders are not known.
-async fn fetch_manifests(project: &mut Project, targets: &[String], options: &Options) -> Result<u64, DataError> {
-    let objects = used_objects(project, targets, options.recursive, &options.scope, false)?;
+/// Receives manifests that the cache lacks, and returns their number. Without them the files of folders are not known.
+async fn fetch_manifests(project: &Project, missing: &[Object], options: &Options) -> Result<u64, DataError> {
     let has_remote = Remote::open(&project.config, options.remote.as_deref(), "fetch").is_ok();
-    let needed = objects.missing_manifests.into_iter().filter(|object| has_remote || !object.is_imported).collect();
+    let needed = missing.iter().filter(|object| has_remote || !object.is_imported).cloned().collect();
     let mut received = 0;
     for (name, objects) in by_remote(needed, options) {
         let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
@@ -162,15 +166,27 @@ async fn run(
         let outcomes: Vec<_> = objects.par_iter().map(copy).collect();
         objects.iter().copied().zip(outcomes).collect()
     } else {
-        let transfers = objects.iter().map(|object| async move {
+        let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
+        let mut batched = remote.transfer_batches(|hash| project.cache_of(hash), &ids, jobs, send).await;
+        let mut outcomes = Vec::with_capacity(objects.len());
+        let mut single = Vec::new();
+        for (object, id) in objects.iter().zip(&ids) {
+            match batched.remove(id) {
+                Some(outcome) => outcomes.push((*object, outcome)),
+                None => single.push(*object),
+            }
+        }
+        let transfers = single.into_iter().map(|object| async move {
             let cache = project.cache_of(object.hash);
             let outcome = match send {
                 true => remote.upload(cache, &object.digest).await,
                 false => remote.download(cache, &object.digest).await,
             };
-            (*object, outcome)
+            (object, outcome)
         });
-        futures_util::stream::iter(transfers).buffer_unordered(jobs).collect().await
+        let transfers: Vec<_> = futures_util::stream::iter(transfers).buffer_unordered(jobs).collect().await;
+        outcomes.extend(transfers);
+        outcomes
     };
     let (mut done, mut failed, mut first) = (0_u64, 0, None);
     for (object, outcome) in outcomes {
@@ -237,7 +253,8 @@ pub async fn cloud_status(
     targets: &[String],
     options: &Options,
 ) -> Result<(Vec<(String, CloudChange)>, String), DataError> {
-    fetch_manifests(project, targets, options).await?;
+    let missing = used_objects(project, targets, options.recursive, &options.scope, false)?.missing_manifests;
+    fetch_manifests(project, &missing, options).await?;
     let used = used_objects(project, targets, options.recursive, &options.scope, true)?;
     let objects: Vec<Object> = used.objects.into_iter().filter(|object| object.remote.is_none()).collect();
     let remote = Remote::open(&project.config, options.remote.as_deref(), "status")?;

@@ -9,7 +9,7 @@ mod wire;
 pub use wire::{Complete, Items, Part, Parts, Remotes};
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -38,6 +38,8 @@ fn of_remote() -> Routes<Service> {
         .post("/remove", access, remove)
         .get("/uploads/{*path}", access, parts)
         .post("/uploads/{*path}", access, complete)
+        .post("/upload", access, upload_batch)
+        .post("/download", access, download_batch)
         .layer(DefaultBodyLimit::max(MAX_LIST_BYTES))
         // The store limits the bodies of these.
         .put("/parts/{number}/{*path}", access, put_part)
@@ -126,6 +128,26 @@ async fn upload(
 ) -> Result<StatusCode, DataError> {
     service.put(&target.place, &target.item()?, request.into_body().into_data_stream()).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Stores small objects, all of them or none.
+async fn upload_batch(
+    State(service): State<Service>,
+    target: Target<Creating>,
+    body: Bytes,
+) -> Result<StatusCode, DataError> {
+    service.put_batch(&target.place, body).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Sends those of the objects that exist and are small.
+async fn download_batch(
+    State(service): State<Service>,
+    target: Target<Reading>,
+    Json(items): Json<Items>,
+) -> Result<Response, DataError> {
+    let batch = service.get_batch(&target.place, items.parse()?).await?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(batch)).into_response())
 }
 
 async fn parts(State(service): State<Service>, target: Target<Creating>) -> Result<Json<Parts>, DataError> {

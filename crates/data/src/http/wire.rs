@@ -66,7 +66,7 @@ pub struct Complete {
 /// The response for an error, in slipway's own format.
 pub(super) fn error_response(error: &DataError) -> Response {
     let status = match error {
-        DataError::HostedName(_) | DataError::ItemName(_) => StatusCode::BAD_REQUEST,
+        DataError::HostedName(_) | DataError::ItemName(_) | DataError::Batch(_) => StatusCode::BAD_REQUEST,
         DataError::Mismatch(_) => StatusCode::UNPROCESSABLE_ENTITY,
         DataError::Store(StoreError::NotFound(_) | StoreError::IsFolder(_)) => StatusCode::NOT_FOUND,
         DataError::Store(StoreError::BadPath(_) | StoreError::BadPart { .. }) => StatusCode::BAD_REQUEST,

@@ -86,6 +86,23 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// Sends a file. It appears at `path` when it is complete.
     fn write<'a>(&'a self, path: &'a str, source: &'a Path) -> Reply<'a, ()>;
 
+    /// Whether the remote takes several small objects in one request.
+    fn takes_batches(&self) -> bool {
+        false
+    }
+
+    /// Sends a [batch](crate::batch); `false` if the remote does not take it after all.
+    fn write_batch(&self, batch: Bytes) -> Reply<'_, bool> {
+        drop(batch);
+        Box::pin(std::future::ready(Ok(false)))
+    }
+
+    /// The small ones of these objects as a [batch](crate::batch); `None` if the remote does not send any after all.
+    fn read_batch<'a>(&'a self, paths: &'a [String]) -> Reply<'a, Option<Bytes>> {
+        let _ = paths;
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
     /// Removes a file, if it exists.
     fn remove<'a>(&'a self, path: &'a str) -> Reply<'a, ()>;
 

@@ -119,6 +119,20 @@ impl Client {
         }
     }
 
+    /// The body of a response.
+    pub(crate) async fn body(&self, mut response: Response, max_bytes: usize) -> Result<Bytes, Failure> {
+        let mut body = bytes::BytesMut::new();
+        loop {
+            match tokio::time::timeout(self.read_timeout, response.chunk()).await {
+                Ok(Ok(Some(chunk))) if body.len() + chunk.len() <= max_bytes => body.extend_from_slice(&chunk),
+                Ok(Ok(Some(_))) => return Err(Failure::Permanent(format!("the response exceeds {max_bytes} bytes"))),
+                Ok(Ok(None)) => return Ok(body.freeze()),
+                Ok(Err(error)) => return Err(broken(error)),
+                Err(_) => return Err(self.silent()),
+            }
+        }
+    }
+
     fn silent(&self) -> Failure {
         Failure::Temporary(format!("the server did not respond for {} s", self.read_timeout.as_secs_f64()))
     }

@@ -2,6 +2,7 @@
 //! This module opens them and transfers objects: what is received is verified before it appears, and continues where it broke off.
 
 mod backend;
+mod batches;
 pub(crate) mod bucket;
 mod http;
 mod options;

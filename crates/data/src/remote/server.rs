@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use reqwest::Method;
 use reqwest::header::AUTHORIZATION;
+use reqwest::{Method, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -13,6 +15,7 @@ use super::backend::{Backend, Chunks, Entry, Failure, Part, Reply, retried};
 use super::http::{Client, authentication_of, checked, secret_header, size_of, tls_of};
 use super::options::{Settings, Verification};
 use crate::access::ServerAccess;
+use crate::batch::MAX_DOWNLOAD_BYTES;
 use crate::error::DataError;
 use crate::http::{Complete, Items, Parts};
 use crate::layout::Item;
@@ -29,6 +32,8 @@ const CONCURRENT_PARTS: usize = 4;
 pub(crate) struct Server {
     client: Client,
     base: String,
+    /// Set when the server proves to be older than batches.
+    lacks_batches: AtomicBool,
 }
 
 impl Server {
@@ -44,7 +49,7 @@ impl Server {
         };
         let timeouts = (settings.seconds("connect_timeout")?, settings.seconds("read_timeout")?);
         let client = Client::new(tls, timeouts, authentication)?;
-        Ok(Self { client, base: settings.url.trim_end_matches('/').to_owned() })
+        Ok(Self { client, base: settings.url.trim_end_matches('/').to_owned(), lacks_batches: AtomicBool::new(false) })
     }
 
     fn url(&self, path: &str) -> String {
@@ -62,6 +67,19 @@ impl Server {
         let response = checked(self.client.send(request).await?).await?;
         let bytes = response.bytes().await.map_err(super::http::broken)?;
         serde_json::from_slice(if bytes.is_empty() { b"null" } else { &bytes }).map_err(broken)
+    }
+
+    /// Posts a request about a batch; `None` if the server is older than batches: it takes the last part of the URL for an object's name.
+    async fn post_batch(&self, path: &str, kind: &str, body: Bytes) -> Result<Option<Response>, Failure> {
+        let request = self.client.request(Method::POST, &self.url(path)).header("content-type", kind).body(body);
+        let response = self.client.send(request).await?;
+        match response.status() {
+            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                self.lacks_batches.store(true, Ordering::Relaxed);
+                Ok(None)
+            }
+            _ => checked(response).await.map(Some),
+        }
     }
 
     /// Sends the parts of a large file that the server lacks.
@@ -114,6 +132,34 @@ impl Backend for Server {
                 return self.write_parts(path, source, size).await;
             }
             self.client.write(Method::PUT, &self.url(path), source).await
+        })
+    }
+
+    fn takes_batches(&self) -> bool {
+        !self.lacks_batches.load(Ordering::Relaxed)
+    }
+
+    fn write_batch(&self, batch: Bytes) -> Reply<'_, bool> {
+        Box::pin(async move {
+            let sent = self.takes_batches().then(|| self.post_batch("upload", "application/octet-stream", batch));
+            Ok(match sent {
+                Some(sent) => sent.await?.is_some(),
+                None => false,
+            })
+        })
+    }
+
+    fn read_batch<'a>(&'a self, paths: &'a [String]) -> Reply<'a, Option<Bytes>> {
+        Box::pin(async move {
+            let items = serde_json::to_vec(&Items { items: paths.to_vec() });
+            let items = items.map_err(|error| Failure::Permanent(error.to_string()))?;
+            if !self.takes_batches() {
+                return Ok(None);
+            }
+            match self.post_batch("download", "application/json", items.into()).await? {
+                Some(response) => self.client.body(response, MAX_DOWNLOAD_BYTES).await.map(Some),
+                None => Ok(None),
+            }
         })
     }
 

@@ -4,6 +4,7 @@
 //! An object appears under its name only when it is complete. Multipart uploads (of `mlflow-artifacts`) are stored in `.part/ID/`
 //! until they are completed, aborted, or removed because they received no part for a long time.
 
+mod batch;
 mod files;
 mod limits;
 mod remote;

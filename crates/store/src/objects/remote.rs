@@ -148,6 +148,36 @@ impl Remote {
         }
     }
 
+    /// Stores many small objects.
+    pub(super) async fn put_many(&self, objects: Vec<(String, Bytes)>) -> Result<(), StoreError> {
+        let put = async |(path, content): (String, Bytes)| {
+            let key = self.key(&segments(&path)?)?;
+            self.store.put(&key, content.into()).await.map_err(remote_error("writing an object"))
+        };
+        let puts = futures_util::stream::iter(objects.into_iter().map(put));
+        puts.buffer_unordered(CONCURRENT_QUERIES).try_for_each(|_| std::future::ready(Ok(()))).await
+    }
+
+    /// The contents of objects of at most `max_bytes`.
+    pub(super) async fn get_many(
+        &self,
+        paths: Vec<String>,
+        max_bytes: u64,
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let get = async |path: String| {
+            let key = self.key(&segments(&path)?)?;
+            let failed = |error| remote_error(format!("reading '{path}'"))(error);
+            match self.store.get(&key).await {
+                // The request of a large object ends here, before its content is received.
+                Ok(found) if found.meta.size > max_bytes => Ok(None),
+                Ok(found) => Ok(Some(found.bytes().await.map_err(failed)?.into())),
+                Err(object_store::Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(failed(error)),
+            }
+        };
+        futures_util::stream::iter(paths.into_iter().map(get)).buffered(CONCURRENT_QUERIES).try_collect().await
+    }
+
     pub(super) async fn get(&self, path: &str) -> Result<Reader, StoreError> {
         let key = self.key(&segments(path)?)?;
         match self.open(key.clone(), path).await {

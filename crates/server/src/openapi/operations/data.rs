@@ -38,6 +38,20 @@ macro_rules! below {
             )
             .request::<Items>(JSON)
             .no_content(),
+            post(
+                concat!($prefix, "/remotes/{remote}/upload"),
+                concat!("uploadDataBatch", $suffix),
+                concat!("Upload small objects, each after a line `PATH BYTES`, to a remote", $of),
+            )
+            .request::<()>(BYTES)
+            .no_content(),
+            post(
+                concat!($prefix, "/remotes/{remote}/download"),
+                concat!("downloadDataBatch", $suffix),
+                concat!("Download small objects, each after a line `PATH BYTES`, from a remote", $of),
+            )
+            .request::<Items>(JSON)
+            .response(StatusCode::OK, Content::Binary),
             get(
                 concat!($prefix, "/remotes/{remote}/uploads/{*path}"),
                 concat!("listDataParts", $suffix),

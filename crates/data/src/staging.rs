@@ -1,0 +1,170 @@
+//! Files and folders of the workspace while they are unfinished: they are created in `.dvc/tmp` and get their name when they are complete, so
+//! that a killed process leaves nothing among the data.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::cache::{copy, read_folder};
+use crate::error::DataError;
+use crate::incoming::{temporary_name, umask};
+use crate::stat::Stat;
+
+/// The folder in `.dvc/tmp` for unfinished files of the workspace.
+#[derive(Debug)]
+pub struct Staging {
+    folder: PathBuf,
+    other_file_system: AtomicBool,
+    folders: Mutex<HashSet<PathBuf>>,
+}
+
+impl Staging {
+    /// Creates the folder in the project's `.dvc/tmp`, and removes what killed processes left. The caller holds the project's lock.
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub fn create_in(tmp: &Path) -> Result<Self, DataError> {
+        let folder = tmp.join("slipway-staging");
+        for leftover in read_folder(&folder)? {
+            // Best effort; it is only in the way.
+            let is_folder = leftover.file_type().is_ok_and(|kind| kind.is_dir());
+            let _ = if is_folder {
+                std::fs::remove_dir_all(leftover.path())
+            } else {
+                std::fs::remove_file(leftover.path())
+            };
+        }
+        std::fs::create_dir_all(&folder).map_err(DataError::io(&folder))?;
+        Ok(Self { folder, other_file_system: AtomicBool::new(false), folders: Mutex::default() })
+    }
+
+    /// The folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Replaces `target` by what `make` creates at a path.
+    pub(crate) fn replace(&self, target: &Path, make: impl Fn(&Path) -> std::io::Result<()>) -> std::io::Result<()> {
+        let parent = target.parent().unwrap_or(Path::new("/"));
+        self.make_folder(parent)?;
+        let elsewhere = self.other_file_system.load(Ordering::Relaxed);
+        let temporary = if elsewhere { parent } else { &self.folder }.join(temporary_name());
+        if let Err(error) = make(&temporary).and_then(|()| std::fs::rename(&temporary, target)) {
+            let _ = std::fs::remove_file(&temporary); // The error below is the one to report.
+            if error.kind() == std::io::ErrorKind::CrossesDevices && !elsewhere {
+                // The target is on another file system than `.dvc`.
+                self.other_file_system.store(true, Ordering::Relaxed);
+                return self.replace(target, make);
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Begins a folder that will appear at `target`, where nothing is; `None` if that is on another file system.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub(crate) fn tree(&self, target: &Path) -> std::io::Result<Option<Tree>> {
+        let parent = target.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(parent)?;
+        if std::fs::metadata(parent)?.dev() != std::fs::metadata(&self.folder)?.dev() {
+            return Ok(None);
+        }
+        let path = self.folder.join(temporary_name());
+        std::fs::create_dir(&path)?;
+        Ok(Some(Tree { path, published: false }))
+    }
+
+    fn make_folder(&self, folder: &Path) -> std::io::Result<()> {
+        let mut known = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(folder) {
+            std::fs::create_dir_all(folder)?;
+            known.insert(folder.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// A new folder of the workspace, removed unless it is published. Its files need no names of their own while they are unfinished, which makes
+/// it the fastest way to create many.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    path: PathBuf,
+    published: bool,
+}
+
+impl Tree {
+    /// The unfinished folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Creates the folders of files with these paths below it; paths of the same folder follow each other.
+    pub(crate) fn make_folders<'a>(&self, files: impl Iterator<Item = &'a str>) -> std::io::Result<()> {
+        let mut last = "";
+        for file in files {
+            let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
+            if folder != last {
+                std::fs::create_dir_all(self.path.join(folder))?;
+                last = folder;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the folder its name, and returns whether it could: not if the target proves to be on another file system.
+    pub(crate) fn publish(mut self, target: &Path) -> std::io::Result<bool> {
+        match std::fs::rename(&self.path, target) {
+            Ok(()) => self.published = true,
+            Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {}
+            Err(error) => return Err(error),
+        }
+        Ok(self.published)
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = std::fs::remove_dir_all(&self.path); // Best effort; the next command removes it otherwise.
+        }
+    }
+}
+
+/// Creates a file of the workspace for writing.
+pub(crate) fn new_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o666).open(path)
+}
+
+/// Makes a file of the workspace independent of the cache and writable. As in DVC, it gets the permissions of a new file.
+///
+/// # Errors
+/// An I/O error.
+pub(crate) fn unprotect(path: &Path, staging: &Staging) -> Result<(), DataError> {
+    let Some(stat) = Stat::of_entry(path).map_err(DataError::io(path))? else { return Ok(()) };
+    let is_link = stat.kind() == crate::stat::Kind::Link;
+    if is_link || stat.links > 1 {
+        return staging.replace(path, |new| copy(path, &new_file(new)?)).map_err(DataError::io(path));
+    }
+    let mode = 0o666 & !umask();
+    if stat.mode & 0o777 != mode {
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(DataError::io(path))?;
+    }
+    Ok(())
+}
+
+/// Lets the owner execute a file.
+///
+/// # Errors
+/// An I/O error.
+pub(crate) fn set_executable(path: &Path) -> Result<(), DataError> {
+    let mode = std::fs::metadata(path).map_err(DataError::io(path))?.permissions().mode();
+    if mode & 0o100 == 0 {
+        std::fs::set_permissions(path, Permissions::from_mode(mode | 0o100)).map_err(DataError::io(path))?;
+    }
+    Ok(())
+}
