@@ -161,7 +161,7 @@ def mounts(lab, node):
 
 
 def events(lab, ns):
-    return [f"{e['reason']} {e['message']}" for e in lab.get("-n", ns, "events")["items"]]
+    return [f"{e['reason']} {e.get('message', '')}" for e in lab.get("-n", ns, "events")["items"]]
 
 
 def runs_on_a_node_share_its_cache(lab, values):
