@@ -28,7 +28,7 @@ pub struct Options {
 }
 
 /// The objects of each remote: outputs may name their own.
-fn by_remote(objects: Vec<Object>, options: &Options) -> BTreeMap<Option<String>, Vec<Object>> {
+pub(super) fn by_remote(objects: Vec<Object>, options: &Options) -> BTreeMap<Option<String>, Vec<Object>> {
     let mut groups: BTreeMap<Option<String>, Vec<Object>> = BTreeMap::new();
     for object in objects {
         if let (Some(own), Some(wanted)) = (&object.remote, &options.remote)
@@ -75,7 +75,7 @@ pub async fn push(
         }
         warn_missing(&missing, talk);
         for group in [files, manifests] {
-            sent += run(project, &remote, &group, jobs, true).await?;
+            sent += transfer(project, &remote, &group, jobs, true).await?;
         }
     }
     Ok(sent)
@@ -114,14 +114,19 @@ pub async fn fetch(
             objects.iter().partition(|object| existing.contains(&(object.hash, object.digest)));
         let missing: Vec<&Object> = missing.into_iter().filter(|object| !object.is_imported).collect();
         warn_missing(&missing, talk);
-        received += run(project, &remote, &found, jobs, false).await?;
+        received += transfer(project, &remote, &found, jobs, false).await?;
     }
     received += super::import::fetch(project, &used.imports, options.jobs).await?;
     Ok(received)
 }
 
 /// Transfers the recorded results of stages that the other side lacks, and returns their number.
-async fn transfer_runs(project: &Project, options: &Options, send: bool, talk: &dyn Talk) -> Result<u64, DataError> {
+pub(super) async fn transfer_runs(
+    project: &Project,
+    options: &Options,
+    send: bool,
+    talk: &dyn Talk,
+) -> Result<u64, DataError> {
     let command = if send { "push --run-cache" } else { "fetch --run-cache" };
     let remote = Remote::open(&project.config, options.remote.as_deref(), command)?;
     if !remote.shares_runs() {
@@ -144,13 +149,13 @@ async fn fetch_manifests(project: &mut Project, targets: &[String], options: &Op
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
         let existing = remote.existing(&ids, jobs).await?;
         let found: Vec<_> = objects.iter().filter(|object| existing.contains(&(object.hash, object.digest))).collect();
-        received += run(project, &remote, &found, jobs, false).await?;
+        received += transfer(project, &remote, &found, jobs, false).await?;
     }
     Ok(received)
 }
 
 /// Transfers objects concurrently, all of them also after a failure.
-async fn run(
+pub(super) async fn transfer(
     project: &Project,
     remote: &Remote,
     objects: &[&Object],

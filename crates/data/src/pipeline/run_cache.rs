@@ -40,7 +40,7 @@ fn without_sizes(value: &Value) -> Value {
 }
 
 /// The digest of what goes into a run.
-fn key(record: &Value) -> String {
+pub(crate) fn key(record: &Value) -> String {
     let paths = |outs: &Value| Value::List(outs.items().iter().filter_map(|out| out.get("path").cloned()).collect());
     let entries = record.entries().iter().map(|(key, value)| {
         let value = if key == "outs" { paths(value) } else { value.clone() };
