@@ -60,7 +60,7 @@ func (l *lab) simulate(slipway string, fixtures []string) error {
 		name, entrypoint string
 		files            []string
 	}{
-		{"slipway", "/usr/bin/slipway", slices.Concat(links("sh", "sleep", "cat"), []string{slipway + "=/usr/bin/slipway"}, dataPrograms())},
+		{"slipway", "/usr/bin/slipway", slices.Concat(links("sh", "sleep", "cat", "mktemp"), []string{slipway + "=/usr/bin/slipway"}, dataPrograms())},
 		{"tool", "/bin/sh", links(tools...)},
 	}
 	for _, image := range images {

@@ -3,8 +3,10 @@
 import base64
 import contextlib
 import http.server
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +15,7 @@ import urllib.parse
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from cluster import NAMESPACE, eventually
-from runs import manifest, status, wait_until_finished
+from runs import Server, manifest, status, wait_until_finished
 from services import free_port
 
 # The address of this machine on the lab's network. The driver runs in the network of its pod.
@@ -240,3 +242,79 @@ def runs_on_a_node_share_its_cache(lab, values):
         logs = lab.kubectl("-n", NAMESPACE, "logs", driver(lab, "n2"))
         assert PASSWORD not in logs + "".join(events(lab, ns)), "no secret is logged"
     assert DRIVER not in lab.kubectl("get", "csidrivers", "-o", "name")
+
+
+PIPELINE = """stages:
+  clean:
+    cmd: while read line; do echo "$line!"; done < raw > clean
+    deps: [raw]
+    outs: [clean]
+    meta: {slipway: {resources: {limits: {cpu: 200m}}}}
+  count:
+    cmd: echo "{\\"width\\": 2}" > count.json
+    deps: [clean]
+    params: [width]
+    metrics: [{count.json: {cache: false}}]
+    meta: {slipway: {nodeSelector: {kubernetes.io/hostname: n2}}}
+  parts:
+    cmd: mkdir parts; read line < clean; echo "$line" > parts/a; echo b > parts/b
+    deps: [clean]
+    outs: [parts]
+  all:
+    cmd: cat parts/a parts/b count.json > all
+    deps: [parts, count.json]
+    outs: [all]
+"""
+
+
+def stages_of_a_pipeline_run_as_pods(lab):
+    """The repository is on a web server, the remote is the control plane in the cluster."""
+    with repository(lab) as data, lab.namespace("stages", runs=True) as ns:
+        server = Server.in_cluster(lab)
+        (data.work / "dvc.yaml").write_text(PIPELINE)
+        (data.work / "params.yaml").write_text("width: 1\n")
+        (data.work / "raw").write_text("one\ntwo\n")
+        data.data("add", "raw")
+        data.data("remote", "add", "-d", "team", f"{server.url}/api/v1/data/remotes/team")
+        config = f"['remote \"team\"']\n    auth = custom\n    custom_auth_header = Authorization\n    password = Bearer {server.token}\n"
+        (data.work / ".dvc/config.local").write_text(config)
+        data.git("add", "-A")
+        data.git("commit", "-q", "-m", "Pipeline")
+        data.git("remote", "add", "origin", f"http://{USER}@{data.host}/team.git")
+        data.git("config", "credential.helper", f"!printf 'username={USER}\\npassword={PASSWORD}\\n' #")
+        secret = data.secret(ns)
+        secret["stringData"]["config"] = config
+        lab.apply(secret)
+        # A change that is not in a commit.
+        (data.work / "params.yaml").write_text("width: 2\n")
+        words = ["data", "repro", "--submit", "--namespace", ns, "--image", "lab.local/slipway:1", "--secret", SECRET]
+
+        def repro():
+            environment = {"PATH": os.environ["PATH"], "HOME": str(data.folder), "SLIPWAY_HOME": str(data.folder / "state"),
+                           "SLIPWAY_TOKEN": server.token, "SLIPWAY_SERVER": server.url}
+            done = subprocess.run([lab.binary, "--insecure", *words], cwd=data.work, env=environment, text=True, capture_output=True)
+            assert done.returncode == 0, done
+            return done.stdout
+
+        shown = repro()
+        assert "Submitting stage 'clean'" in shown and "[parts] > mkdir parts" in shown, shown
+        assert (data.work / "all").read_text() == "one!\nb\n{\"width\": 2}\n"
+        runs = lab.get("-n", ns, "runs")["items"]
+        assert len(runs) == 4 and all(run["status"]["phase"] == "Succeeded" for run in runs), runs
+        of = {run["metadata"]["annotations"]["slipway.dev/stage"]: run for run in runs}
+        assert of["clean"]["spec"]["resources"] == {"limits": {"cpu": "200m"}} and of["count"]["status"]["node"] == "n2", of
+        lock = (data.work / "dvc.lock").read_text()
+        assert "refs/slipway" not in subprocess.run(["git", "for-each-ref"], cwd=data.served / "team.git", text=True, capture_output=True).stdout
+        assert PASSWORD not in json.dumps(runs) and server.token not in json.dumps(runs)
+        # A run of the stages here leaves the same records, from the same parameters.
+        for name in ("clean", "all", "count.json", "dvc.lock"):
+            (data.work / name).unlink()
+        data.data("repro", "--force")
+        assert (data.work / "dvc.lock").read_text() == lock
+        # Another user gets all results from the run cache of the remote.
+        for path in (data.work / ".dvc/cache", data.work / "parts"):
+            shutil.rmtree(path)
+        for name in ("clean", "all", "count.json", "dvc.lock"):
+            (data.work / name).unlink()
+        assert "Submitting" not in repro()
+        assert (data.work / "dvc.lock").read_text() == lock and (data.work / "all").read_text() == "one!\nb\n{\"width\": 2}\n"

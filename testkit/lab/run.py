@@ -600,6 +600,11 @@ def runs_on_a_node_share_the_cache_of_their_data(lab):
     data.runs_on_a_node_share_its_cache(lab, VALUES)
 
 
+@test
+def stages_of_a_pipeline_run_as_pods(lab):
+    data.stages_of_a_pipeline_run_as_pods(lab)
+
+
 @test(limit=900)
 def control_planes_and_gateways_share_their_state(lab):
     shared.control_planes_and_gateways_share_their_state(lab, VALUES)

@@ -29,8 +29,10 @@ pub mod stages;
 pub mod status;
 pub mod transfer;
 pub mod update;
+mod update_versioned;
 pub mod used;
 pub mod verify;
+mod versioned;
 
 use std::path::PathBuf;
 use std::time::SystemTime;

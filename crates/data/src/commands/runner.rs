@@ -7,7 +7,6 @@ use futures_util::future::BoxFuture;
 
 use super::elsewhere::Snapshot;
 use crate::error::DataError;
-use crate::pipeline::entry::entry;
 use crate::pipeline::process::Job;
 use crate::pipeline::run_cache;
 use crate::pipeline::value::to_sorted_json;
@@ -46,7 +45,7 @@ impl Request {
         Self {
             inputs: stage.deps.iter().filter_map(input).collect(),
             settings: settings.map(to_sorted_json),
-            key: run_cache::key(&entry(stage)),
+            key: run_cache::key_of(stage),
             snapshot: None,
             address,
             commands,

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use futures_util::StreamExt;
 use rayon::prelude::*;
 
-use super::Talk;
 use super::used::{Object, Scope, used_objects};
+use super::{Talk, versioned};
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
 use crate::project::Project;
 use crate::remote::Remote;
+use crate::remote::versioned::is_versioned;
 
 /// How to transfer.
 #[derive(Debug, Clone, Default)]
@@ -55,10 +56,14 @@ pub async fn push(
 ) -> Result<u64, DataError> {
     let objects = used_objects(project, targets, options.recursive, &options.scope, true)?;
     if objects.objects.is_empty() {
-        Remote::open(&project.config, options.remote.as_deref(), "push")?;
+        require_remote(project, options, "push")?;
     }
     let mut sent = if options.run_cache { transfer_runs(project, options, true, talk).await? } else { 0 };
     for (name, objects) in by_remote(objects.objects, options) {
+        if is_versioned(&project.config, name.as_deref())? {
+            sent += versioned::push(project, name.as_deref(), targets, options, talk).await?;
+            continue;
+        }
         let remote = Remote::open(&project.config, name.as_deref(), "push")?;
         let jobs = remote.concurrency(options.jobs);
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
@@ -94,7 +99,7 @@ pub async fn fetch(
     let runs = if options.run_cache { transfer_runs(project, options, false, talk).await? } else { 0 };
     let mut received = runs + fetch_manifests(project, targets, options).await?;
     let used = used_objects(project, targets, options.recursive, &options.scope, false)?;
-    let has_remote = Remote::open(&project.config, options.remote.as_deref(), "fetch").is_ok();
+    let has_remote = require_remote(project, options, "fetch").is_ok();
     let mut lacking: Vec<Object> = Vec::new();
     for object in used.objects {
         // What is imported is in its repository, so that no remote is needed.
@@ -103,9 +108,13 @@ pub async fn fetch(
         }
     }
     if lacking.is_empty() && received == 0 && used.imports.is_empty() {
-        Remote::open(&project.config, options.remote.as_deref(), "fetch")?;
+        require_remote(project, options, "fetch")?;
     }
     for (name, objects) in by_remote(lacking, options) {
+        if is_versioned(&project.config, name.as_deref())? {
+            received += versioned::fetch(project, name.as_deref(), &objects, options).await?;
+            continue;
+        }
         let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
         let jobs = remote.concurrency(options.jobs);
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
@@ -120,6 +129,14 @@ pub async fn fetch(
     Ok(received)
 }
 
+/// Fails if there is no remote that can be used.
+fn require_remote(project: &Project, options: &Options, command: &str) -> Result<(), DataError> {
+    if is_versioned(&project.config, options.remote.as_deref())? {
+        return Ok(());
+    }
+    Remote::open(&project.config, options.remote.as_deref(), command).map(drop)
+}
+
 /// Transfers the recorded results of stages that the other side lacks, and returns their number.
 pub(super) async fn transfer_runs(
     project: &Project,
@@ -128,6 +145,9 @@ pub(super) async fn transfer_runs(
     talk: &dyn Talk,
 ) -> Result<u64, DataError> {
     let command = if send { "push --run-cache" } else { "fetch --run-cache" };
+    if is_versioned(&project.config, options.remote.as_deref())? {
+        return Ok(0); // As with DVC, runs are not shared there.
+    }
     let remote = Remote::open(&project.config, options.remote.as_deref(), command)?;
     if !remote.shares_runs() {
         talk.note(&format!("the run cache is not shared, because remote '{}' cannot list its files", remote.name));
@@ -140,10 +160,13 @@ pub(super) async fn transfer_runs(
 /// Receives the manifests that the cache lacks, and returns their number. Without them the files of folders are not known.
 async fn fetch_manifests(project: &mut Project, targets: &[String], options: &Options) -> Result<u64, DataError> {
     let objects = used_objects(project, targets, options.recursive, &options.scope, false)?;
-    let has_remote = Remote::open(&project.config, options.remote.as_deref(), "fetch").is_ok();
+    let has_remote = require_remote(project, options, "fetch").is_ok();
     let needed = objects.missing_manifests.into_iter().filter(|object| has_remote || !object.is_imported).collect();
     let mut received = 0;
     for (name, objects) in by_remote(needed, options) {
+        if is_versioned(&project.config, name.as_deref())? {
+            continue; // The records of its folders list their files.
+        }
         let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
         let jobs = remote.concurrency(options.jobs);
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
@@ -242,10 +265,10 @@ pub async fn cloud_status(
     targets: &[String],
     options: &Options,
 ) -> Result<(Vec<(String, CloudChange)>, String), DataError> {
+    let remote = Remote::open(&project.config, options.remote.as_deref(), "status")?;
     fetch_manifests(project, targets, options).await?;
     let used = used_objects(project, targets, options.recursive, &options.scope, true)?;
     let objects: Vec<Object> = used.objects.into_iter().filter(|object| object.remote.is_none()).collect();
-    let remote = Remote::open(&project.config, options.remote.as_deref(), "status")?;
     let ids: Vec<(HashName, Digest)> = objects.iter().map(|object| (object.hash, object.digest)).collect();
     let existing = remote.existing(&ids, remote.concurrency(options.jobs)).await?;
     let mut changes: HashMap<u8, Vec<(String, CloudChange)>> = HashMap::new();

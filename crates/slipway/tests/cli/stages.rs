@@ -71,7 +71,10 @@ fn submitted_stages_run_side_by_side_and_leave_the_records_of_a_local_run() {
     project(sandbox, "local", PIPELINE);
     data(sandbox, "local", &["repro", "-j", "2"]).wait().with_code(0);
     let done = data(sandbox, "submitted", &["repro", "--submit"]).wait().with_code(0);
-    assert!(done.stdout.contains("Submitting stage 'left'") && done.stdout.contains("[prepare] > cp raw raw.tmp"), "{done:?}");
+    assert!(
+        done.stdout.contains("Submitting stage 'left'") && done.stdout.contains("[prepare] > cp raw raw.tmp"),
+        "{done:?}"
+    );
     for file in ["dvc.lock", "all", "right.txt", "left/b"] {
         let read = |folder: &str| sandbox.read(&format!("{folder}/{file}"));
         assert_eq!(read("submitted"), read("local"), "{file}");
@@ -109,7 +112,8 @@ fn a_failed_stage_is_reported_and_not_recorded() {
         ("{slipway: {imag: x}}", "imag"),
         ("{slipway: [x]}", "not a mapping"),
     ] {
-        sandbox.write("p/dvc.yaml", &format!("stages:\n  a: {{cmd: cp raw a, deps: [raw], outs: [a], meta: {meta}}}\n"));
+        sandbox
+            .write("p/dvc.yaml", &format!("stages:\n  a: {{cmd: cp raw a, deps: [raw], outs: [a], meta: {meta}}}\n"));
         let refused = data(sandbox, "p", &["repro", "--submit"]).wait().with_code(1);
         assert!(refused.message().contains(message), "{refused:?}");
     }
