@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -16,6 +18,23 @@ const driverVersion = "580.95.05"
 
 // The programs in the tool image, all of them links to busybox.
 var tools = []string{"sh", "sleep", "env", "ls", "cat", "echo", "true", "wget", "sort", "grep", "id"}
+
+// dataPrograms are the files of the programs that the data driver runs, as the chart's image has them. Git is optional on this machine; without
+// it the driver reports that it is missing.
+func dataPrograms() []string {
+	var files []string
+	for _, name := range []string{"mount", "umount", "git"} {
+		if program, err := exec.LookPath(name); err == nil {
+			files = append(files, program+"=/usr/bin/"+name)
+		}
+	}
+	folder, err := exec.Command("git", "--exec-path").Output()
+	if err != nil {
+		return files
+	}
+	helper := filepath.Join(strings.TrimSpace(string(folder)), "git-remote-http")
+	return append(files, helper+"="+helper, "@git-remote-http="+helper+"s")
+}
 
 func (l *lab) simulate(slipway string, fixtures []string) error {
 	if len(fixtures) != l.Nodes {
@@ -41,7 +60,7 @@ func (l *lab) simulate(slipway string, fixtures []string) error {
 		name, entrypoint string
 		files            []string
 	}{
-		{"slipway", "/usr/bin/slipway", append(links("sh", "sleep", "cat"), slipway+"=/usr/bin/slipway")},
+		{"slipway", "/usr/bin/slipway", slices.Concat(links("sh", "sleep", "cat", "mktemp"), []string{slipway + "=/usr/bin/slipway"}, dataPrograms())},
 		{"tool", "/bin/sh", links(tools...)},
 	}
 	for _, image := range images {

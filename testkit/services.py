@@ -10,6 +10,9 @@ loopback, unless a test passes another address.
 """
 
 import contextlib
+import datetime
+import hashlib
+import hmac
 import os
 import pathlib
 import shutil
@@ -18,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "conformance"))
 from suite import StopWaiting, eventually, protected
@@ -117,12 +121,12 @@ class Postgres:
 
 
 class Bucket:
-    """An S3 service with one bucket."""
+    """An S3 service with one bucket, which optionally keeps all versions of its objects."""
 
     ACCESS, SECRET = "test-access", "test-secret-of-no-value"
     PROGRAM = CACHE / f"versitygw-{VERSITYGW}" / "versitygw"
 
-    def __init__(self, folder, address):
+    def __init__(self, folder, address, versions=False):
         program = self.PROGRAM
         if not program.exists():
             if not shutil.which("go"):
@@ -136,10 +140,33 @@ class Bucket:
         log = folder.parent / "s3.log"
         arguments = [program, "--port", f"{address}:{self.port}", "--access", self.ACCESS, "--secret", self.SECRET]
         # Store attributes in separate files, because the file system may not support extended attributes.
-        arguments += ["posix", "--sidecar", folder.parent / "attributes", folder]
+        arguments += ["posix", "--sidecar", folder.parent / "attributes"]
+        if versions:
+            (folder.parent / "versions").mkdir()
+            arguments += ["--versioning-dir", folder.parent / "versions"]
         with log.open("w") as out:
-            self.process = subprocess.Popen(arguments, stdout=out, stderr=out)
+            self.process = subprocess.Popen([*arguments, folder], stdout=out, stderr=out)
         wait_for(address, self.port, self.process, log)
+        if versions:
+            self.put("/slipway", "versioning=", b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>")
+
+    def put(self, path, query, body):
+        """Sends a signed request (AWS Signature Version 4)."""
+        time = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        digest = hashlib.sha256(body).hexdigest()
+        headers = {"host": f"{self.address}:{self.port}", "x-amz-content-sha256": digest, "x-amz-date": time}
+        names = ";".join(headers)
+        canonical = "\n".join(["PUT", path, query, *(f"{name}:{value}" for name, value in headers.items()), "", names, digest])
+        scope = [time[:8], "us-east-1", "s3", "aws4_request"]
+        key = f"AWS4{self.SECRET}".encode()
+        for part in scope:
+            key = hmac.digest(key, part.encode(), "sha256")
+        text = "\n".join(["AWS4-HMAC-SHA256", time, "/".join(scope), hashlib.sha256(canonical.encode()).hexdigest()])
+        signature = hmac.digest(key, text.encode(), "sha256").hex()
+        headers["authorization"] = (f"AWS4-HMAC-SHA256 Credential={self.ACCESS}/{'/'.join(scope)}, SignedHeaders={names}, "
+                                    f"Signature={signature}")
+        request = urllib.request.Request(f"http://{self.address}:{self.port}{path}?{query}", body, headers, method="PUT")
+        urllib.request.urlopen(request, timeout=30).close()
 
     def environment(self):
         return {

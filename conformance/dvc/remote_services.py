@@ -206,9 +206,9 @@ def breaking(target, after):
 
 
 @contextlib.contextmanager
-def bucket():
+def bucket(versions=False):
     folder = pathlib.Path(tempfile.mkdtemp(prefix="slipway-s3-"))
-    service = Bucket(folder / "s3", HERE)
+    service = Bucket(folder / "s3", HERE, versions)
     try:
         yield service
     finally:

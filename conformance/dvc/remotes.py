@@ -7,8 +7,10 @@ With `--dvc`, the program of the original, it uses one remote in turn with slipw
 
 import contextlib
 import hashlib
+import itertools
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -285,6 +287,101 @@ def dvc_and_slipway_use_s3_in_turn(programs):
     with sandbox(programs) as place, services.bucket() as bucket:
         in_turn(place, "s3://slipway/turn", endpointurl=f"http://{bucket.address}:{bucket.port}", access_key_id=bucket.ACCESS,
                 secret_access_key=bucket.SECRET, region="us-east-1")
+
+
+def records(project):
+    """The .dvc files and dvc.lock, with the ids of versions numbered in the order of their appearance, since every push makes new ones."""
+    texts = {str(path.relative_to(project.path)): path.read_text() for path in sorted(project.path.rglob("*.dvc")) if path.is_file()}
+    texts["dvc.lock"] = (project.path / "dvc.lock").read_text()
+    known = {}
+    number = lambda found: f"version_id: {known.setdefault(found[1], len(known))}"
+    return {name: re.sub(r"version_id: (\S+)", number, text) for name, text in texts.items()}
+
+
+@SUITE.test
+def buckets_with_versions_have_the_files_of_the_workspace(programs):
+    pipeline = "stages:\n  s:\n    cmd: mkdir -p out && cat data/a > out/x && wc -c < foo > size\n    deps: [data/a, foo]\n    outs: [out, size]\n"
+    with sandbox(programs) as place, services.bucket(versions=True) as bucket:
+        def life(name, programs_in_turn):
+            """The same commands, each by the next of the programs. Returns the records after each push."""
+            project = place.project(name)
+            project.remote(f"s3://slipway/{name}", endpointurl=f"http://{bucket.address}:{bucket.port}", access_key_id=bucket.ACCESS,
+                           secret_access_key=bucket.SECRET, region="us-east-1", version_aware="true")
+            turn = itertools.cycle(programs_in_turn)
+            command = lambda *words, **how: getattr(project, next(turn))(*words, **how)
+            (project.path / "data/sub").mkdir(parents=True)
+            for path, text in {"data/a": "a", "data/sub/b": "b", "data/same": "a", "foo": "foo"}.items():
+                (project.path / path).write_text(text)
+            (project.path / "foo").chmod(0o755)
+            (project.path / "dvc.yaml").write_text(pipeline)
+            command("add", "data", "foo")
+            command("repro")
+            pushed = command("push")
+            assert "7 files pushed" in pushed, pushed
+            seen = [records(project)]
+            assert "up to date" in command("push")
+            assert "unsupported for cloud versioned remotes" in command("status", "-c", fails=True)
+            assert "unsupported" in command("push", "-a", fails=True)
+            assert "unsupported" in command("gc", "-w", "-c", "-f", fails=True)
+            (project.path / "foo").unlink()
+            (project.path / "foo").write_text("changed")
+            command("add", "foo")
+            command("repro")
+            assert "2 files pushed" in command("push")
+            seen.append(records(project))
+            # Another copy of the project gets the same files, and the older ones from the earlier records.
+            for record in ("", seen):
+                other = project.clone(f"{name}-{'new' if record else 'copy'}")
+                for path in ("foo", "out", "size"):
+                    target = other.path / path
+                    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                getattr(other, next(turn))("pull")
+                assert tree(other.path / "data") == tree(project.path / "data") and (other.path / "foo").read_text() == "changed"
+                assert (other.path / "out/x").read_text() == "a", list(other.path.rglob("*"))
+            return seen
+
+        ours = life("ours", ["ours"])
+        assert sorted(key for key in ours[0]["data.dvc"].split() if key in ("relpath:", "files:")) == ["files:"] + ["relpath:"] * 3
+        if programs.dvc:
+            original = life("theirs", ["original"])
+            assert ours == original, (ours, original)
+            assert life("both", ["ours", "original"]) == original
+            assert life("swapped", ["original", "ours", "ours"]) == original
+
+
+@SUITE.test
+def a_changed_file_gets_a_new_version_and_the_old_one_stays(programs):
+    with sandbox(programs) as place, services.bucket(versions=True) as bucket:
+        project = place.project("p")
+        options = {"endpointurl": f"http://{bucket.address}:{bucket.port}", "access_key_id": bucket.ACCESS,
+                   "secret_access_key": bucket.SECRET, "region": "us-east-1"}
+        project.remote("s3://slipway/files", **options, worktree="true")
+        project.fill("first")
+        project.ours("add", "data")
+        project.ours("push")
+        first = (project.path / "data.dvc").read_text()
+        (project.path / "data/7.txt").write_text("changed\n")
+        (project.path / "data/8.txt").unlink()
+        project.ours("add", "data")
+        changed = (project.path / "data.dvc").read_text()
+        assert changed.count("version_id") == first.count("version_id") - 2, "unchanged files keep their versions"
+        assert "1 file pushed" in project.ours("push")
+        second = (project.path / "data.dvc").read_text()
+        assert second.count("version_id") == second.count("relpath") == 61
+        for text, name in ((first, "old"), (second, "new")):
+            copy = project.clone(name)
+            (copy.path / "data.dvc").write_text(text)
+            copy.ours("pull")
+            assert (copy.path / "data/7.txt").read_text() == ("first 7\n" if name == "old" else "changed\n")
+            assert (copy.path / "data/8.txt").exists() == (name == "old")
+            assert hashlib.md5((copy.path / "data/large.bin").read_bytes()).hexdigest() == hashlib.md5(block("first", LARGE)).hexdigest()
+        lost = project.clone("lost")
+        (lost.path / "data.dvc").write_text(re.sub(r"version_id: \S+", "version_id: 01ARZ3NDEKTSV4RRFFQ69G5FAV", second))
+        message = lost.ours("pull", fails=True)
+        assert "fetched" in message, message
+        assert "unsupported" not in project.ours("config", "core.remote")
+        project.ours("remote", "modify", "r", "version_aware", "false")
+        assert "require version_aware" in project.ours("push", fails=True)
 
 
 @SUITE.test

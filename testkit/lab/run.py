@@ -22,6 +22,7 @@ import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import clusterfile
+import data
 import runs
 import shared
 from cluster import NAMESPACE, Lab, eventually
@@ -592,6 +593,16 @@ def domains(lab):
 
 
 SUITE.tests += runs.SUITE.tests
+
+
+@test(limit=600)
+def runs_on_a_node_share_the_cache_of_their_data(lab):
+    data.runs_on_a_node_share_its_cache(lab, VALUES)
+
+
+@test
+def stages_of_a_pipeline_run_as_pods(lab):
+    data.stages_of_a_pipeline_run_as_pods(lab)
 
 
 @test(limit=900)

@@ -187,7 +187,20 @@ impl Project {
         let mut stages = self.search()?.stages;
         // The stages of a file stay in its order.
         stages.sort_by(|a, b| a.file.cmp(&b.file));
+        self.keep_manifests(&stages);
         Ok(stages)
+    }
+
+    /// Stores the manifests of folders that are recorded as a list of their files, so that they are like those of all others.
+    pub(crate) fn keep_manifests(&self, stages: &[Stage]) {
+        for out in stages.iter().flat_map(|stage| &stage.outs).filter(|out| out.cached) {
+            let cache = self.cache_of(out.hash);
+            if let (Some(digest), Some(manifest)) = (&out.digest, out.manifest())
+                && !cache.contains(digest).unwrap_or(false)
+            {
+                let _ = cache.put_manifest(&manifest); // Without it, the data counts as missing.
+            }
+        }
     }
 
     /// The paths of all `dvc.yaml` of the workspace, also of those without stages, sorted.

@@ -9,9 +9,11 @@ use crate::yaml::{self, Value};
 
 mod import;
 mod recipe;
+mod versions;
 
 pub use import::Import;
 pub use recipe::{Parameters, Recipe, UsedVariables};
+pub use versions::{CloudVersion, ListedFile};
 
 /// The suffix of files that track data.
 pub const DVC_SUFFIX: &str = ".dvc";
@@ -47,6 +49,10 @@ pub struct Output {
     pub kind: OutputKind,
     /// The absolute path of a local file or folder, also of one outside of the project.
     pub location: Option<PathBuf>,
+    /// Where a bucket with versions has the file.
+    pub cloud: Option<CloudVersion>,
+    /// The files of a folder that is recorded as their list, as for buckets with versions. `digest` is that of their manifest.
+    pub files: Option<Vec<ListedFile>>,
 }
 
 /// What an output is used for.
@@ -97,6 +103,8 @@ impl Stage {
             persist: false,
             kind: OutputKind::Data,
             location: Some(path),
+            cloud: None,
+            files: None,
         };
         Self {
             file,
@@ -291,7 +299,7 @@ fn is_falsy(value: &Value) -> bool {
 }
 
 /// The keys that are written in this order before all others.
-const LEADING: &[&str] = &["md5", "size", "nfiles", "isexec", "hash", "path"];
+const LEADING: &[&str] = &["md5", "size", "nfiles", "isexec", "cloud", "hash", "path", "files"];
 
 impl Output {
     pub(crate) fn parse(item: &Value, wdir: &Path, root: &Path, file: &Path) -> Result<Self, DataError> {
@@ -301,11 +309,13 @@ impl Output {
         let absolute = normalise(&wdir.join(written));
         let inside = !crate::config::is_url(written) && !Path::new(written).is_absolute() && absolute.starts_with(root);
         let md5 = item.get("md5").and_then(Value::as_str);
+        let files = item.get("files").filter(|_| inside).map(versions::parse).transpose().map_err(&invalid)?;
+        let manifest = files.as_deref().map(versions::manifest);
         let digest = match md5 {
             Some(text) if !text.is_empty() && inside => Some(
                 Digest::parse(text).ok_or_else(|| invalid(format!("'{text}' of '{written}' is not an MD5 digest")))?,
             ),
-            _ => None,
+            _ => manifest.as_ref().map(crate::manifest::Manifest::digest),
         };
         let is = |key: &str, default| item.get(key).and_then(Value::as_bool).unwrap_or(default);
         Ok(Self {
@@ -315,8 +325,11 @@ impl Output {
             digest,
             hash: if item.get("hash").is_some() { HashName::Md5 } else { HashName::Dos2Unix },
             meta: Meta {
-                size: item.get("size").and_then(Value::as_u64),
-                nfiles: item.get("nfiles").and_then(Value::as_u64),
+                size: item.get("size").and_then(Value::as_u64).or(manifest.as_ref().and_then(|files| files.size())),
+                nfiles: item
+                    .get("nfiles")
+                    .and_then(Value::as_u64)
+                    .or(manifest.as_ref().map(|files| files.entries.len() as u64)),
                 is_exec: is("isexec", false),
             },
             cached: is("cache", true),
@@ -324,6 +337,8 @@ impl Output {
             remote: item.get("remote").and_then(Value::as_str).map(str::to_owned),
             persist: is("persist", false),
             kind: OutputKind::Data,
+            cloud: CloudVersion::parse(item),
+            files,
         })
     }
 
@@ -331,10 +346,9 @@ impl Output {
     fn to_value(&self, old: Option<&Value>) -> Value {
         let mut entries: Vec<(String, Value)> = Vec::new();
         let mut push = |key: &str, value: Option<Value>| entries.extend(value.map(|value| (key.to_owned(), value)));
-        push("md5", self.digest.map(|digest| Value::string(digest.to_string())));
-        push("size", self.meta.size.map(Value::number));
-        push("nfiles", self.meta.nfiles.map(Value::number));
-        push("isexec", self.meta.is_exec.then_some(Value::Bool(true)));
+        if self.files.is_none() {
+            self.identity().into_iter().for_each(|(key, value)| push(key, Some(value)));
+        }
         push("hash", (self.hash == HashName::Md5).then(|| Value::string("md5")));
         push("path", Some(Value::string(self.written.as_str())));
         for (key, value) in old.map_or(&[][..], Value::entries) {
@@ -346,7 +360,46 @@ impl Output {
                 entries.push((key.clone(), value.clone()));
             }
         }
+        entries.extend(self.files.as_deref().map(|files| ("files".to_owned(), versions::to_value(files))));
         Value::Map(entries)
+    }
+
+    /// What identifies the content, in DVC's order.
+    fn identity(&self) -> Vec<(&'static str, Value)> {
+        let mut entries = Vec::new();
+        let mut push = |key: &'static str, value: Option<Value>| entries.extend(value.map(|value| (key, value)));
+        push("md5", self.digest.map(|digest| Value::string(digest.to_string())));
+        push("size", self.meta.size.map(Value::number));
+        push("nfiles", self.meta.nfiles.map(Value::number));
+        push("isexec", self.meta.is_exec.then_some(Value::Bool(true)));
+        push("cloud", self.cloud.as_ref().map(CloudVersion::to_value));
+        entries
+    }
+
+    /// The files of a folder, if they are recorded as a list.
+    pub fn manifest(&self) -> Option<crate::manifest::Manifest> {
+        self.files.as_deref().map(versions::manifest)
+    }
+
+    /// The record in a `dvc.lock`.
+    pub(crate) fn to_lock(&self) -> Value {
+        let mut entries = vec![("path".to_owned(), Value::string(self.written.as_str()))];
+        let hash = (self.hash == HashName::Md5).then(|| ("hash".to_owned(), Value::string("md5")));
+        entries.extend(hash);
+        match &self.files {
+            Some(files) => entries.push(("files".into(), versions::to_value(files))),
+            None => entries.extend(self.identity().into_iter().map(|(key, value)| (key.to_owned(), value))),
+        }
+        Value::Map(entries)
+    }
+
+    /// Sets what identifies the content. Of a folder, `manifest` has the files. Versions of files with the same content are kept.
+    pub(crate) fn record(&mut self, digest: Digest, meta: Meta, manifest: Option<&crate::manifest::Manifest>) {
+        self.files = self.files.take().and_then(|old| manifest.map(|manifest| versions::merge(&old, manifest)));
+        if self.digest != Some(digest) {
+            self.cloud = None;
+        }
+        (self.digest, self.meta) = (Some(digest), meta);
     }
 
     /// The path as it is shown to a user in the folder `current`.

@@ -108,8 +108,8 @@ fn add_one(
             .ok_or_else(|| DataError::Missing(project.display(&path)))?;
         let digest = manifest.digest();
         let size = if out.digest == Some(digest) { out.meta.size } else { size };
-        out.digest = Some(digest);
-        out.meta = Meta { size, nfiles: Some(manifest.entries.len() as u64), is_exec: false };
+        let meta = Meta { size, nfiles: Some(manifest.entries.len() as u64), is_exec: false };
+        out.record(digest, meta, Some(&manifest));
         if store.is_some() {
             project.cache.put_manifest(&manifest)?;
             // DVC keeps that of the part, too, although nothing refers to it.
@@ -122,7 +122,7 @@ fn add_one(
         if let (Some(cache), Some(manifest)) = (store, &snapshot.manifest) {
             cache.put_manifest(manifest)?;
         }
-        (out.digest, out.meta) = (Some(snapshot.digest), snapshot.meta);
+        out.record(snapshot.digest, snapshot.meta, snapshot.manifest.as_ref());
     }
     if project.git.is_some() && out.cached && !ignored.contains(&root) && gitignore::add(&root)? {
         git_files.push(root.with_file_name(".gitignore"));

@@ -71,7 +71,7 @@ pub fn commit(
                 cache.put_manifest(manifest)?;
             }
             if out.digest != Some(snapshot.digest) || options.force {
-                (out.digest, out.meta) = (Some(snapshot.digest), snapshot.meta);
+                out.record(snapshot.digest, snapshot.meta, snapshot.manifest.as_ref());
             }
             if let Some(git) = &project.git
                 && out.cached

@@ -139,8 +139,8 @@ pub fn merge(project: &Project, ancestor: &str, ours: &str, theirs: &str) -> Res
     };
     let manifest = Manifest::new(merged.into_iter().map(entry).collect());
     let out = &mut our.outs[0];
-    out.meta = Meta { size: manifest.size(), nfiles: Some(manifest.entries.len() as u64), is_exec: false };
-    out.digest = Some(cache.put_manifest(&manifest)?);
+    let meta = Meta { size: manifest.size(), nfiles: Some(manifest.entries.len() as u64), is_exec: false };
+    out.record(cache.put_manifest(&manifest)?, meta, Some(&manifest));
     our.save()
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn output(
     if let (Some(cache), Some(manifest)) = (cache, &snapshot.manifest) {
         cache.put_manifest(manifest)?;
     }
-    (out.digest, out.meta) = (Some(snapshot.digest), snapshot.meta);
+    out.record(snapshot.digest, snapshot.meta, snapshot.manifest.as_ref());
     if store == Store::Relink && out.cached && out.hash == HashName::Md5 {
         relink(project, &path, &snapshot, false)?;
     }

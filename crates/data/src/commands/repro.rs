@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::elsewhere::{self, Snapshot};
 use super::graph::Graph;
-use super::run::{How as RunHow, Prepared, finish, is_changed, prepare, pull};
-use super::{GitFiles, Talk};
+use super::run::{How as RunHow, Prepared, adopt, finish, is_changed, prepare, pull, pull_missing_dependencies};
+use super::runner::{Request, Runner};
+use super::{GitFiles, Talk, record};
 use crate::error::DataError;
 use crate::lock::Claim;
 use crate::pipeline::process::Job;
@@ -66,6 +68,10 @@ pub struct Options {
     pub on_error: OnError,
     /// Maximum number of stages that run side by side; 0 counts as 1.
     pub jobs: usize,
+    /// Where the commands run; in processes of this one by default.
+    pub runner: Option<Arc<dyn Runner>>,
+    /// Receive missing dependencies from the remote, and send results to its run cache.
+    pub share: bool,
 }
 
 /// What was done.
@@ -154,6 +160,13 @@ fn plan(
     Ok(graph.sorted(&reached))
 }
 
+/// A stage whose command runs.
+struct Running {
+    claim: Claim,
+    /// What it runs with, if it runs elsewhere.
+    snapshot: Option<Snapshot>,
+}
+
 /// A stage whose command has ended, with its result.
 type Ended = (usize, Result<(), DataError>);
 
@@ -164,7 +177,7 @@ struct Run<'a> {
     waiting: Vec<usize>,
     forced: BTreeSet<usize>,
     /// The stages whose commands run.
-    running: BTreeMap<usize, Claim>,
+    running: BTreeMap<usize, Running>,
     failed: Vec<(usize, DataError)>,
     /// Stages that had no record before; where their records go does not depend on which one ends first.
     new_records: BTreeSet<usize>,
@@ -193,15 +206,20 @@ impl Run<'_> {
             let ended = loop {
                 tokio::select! {
                     ended = receiver.recv() => break ended,
-                    Ok(()) = tokio::signal::ctrl_c() => self.is_interrupted = true,
+                    Ok(()) = tokio::signal::ctrl_c() => {
+                        self.is_interrupted = true;
+                        self.options.runner.iter().for_each(|runner| runner.cancel());
+                    }
                 }
             };
             project.relock(&|blocker| self.talk.note(blocker))?;
             let Some((stage, result)) = ended else { break };
-            if let Some(claim) = self.running.remove(&stage) {
-                project.withdraw(claim, &|blocker| self.talk.note(blocker))?;
+            let mut snapshot = None;
+            if let Some(running) = self.running.remove(&stage) {
+                project.withdraw(running.claim, &|blocker| self.talk.note(blocker))?;
+                snapshot = running.snapshot;
             }
-            let finished = result.and_then(|()| self.finish(project, stage));
+            let finished = self.collect(project, stage, result, snapshot.as_ref()).await;
             self.settle(project, stage, finished.map(|()| true));
         }
         self.failure(project)
@@ -241,21 +259,99 @@ impl Run<'_> {
             Ok(Prepared::Unchanged) => self.settle(project, index, Ok(false)),
             Ok(Prepared::Shown) => self.settle(project, index, Ok(true)),
             Ok(Prepared::Restored) => {
-                let finished = self.finish(project, index);
+                let finished = self.collect(project, index, Ok(()), None).await;
                 self.settle(project, index, finished.map(|()| true));
             }
-            Ok(Prepared::Run(job)) => {
-                let on_wait = |blocker: &str| self.talk.note(blocker);
-                let claim = project.claim(&self.stages[index], &on_wait)?;
-                let address = self.stages[index].address(&project.current);
-                (self.say)(&format!("Running stage '{address}':"));
-                let prefix = if self.options.jobs > 1 { format!("[{address}] ") } else { String::new() };
-                self.spawn(index, job, prefix, sender.clone());
-                self.running.insert(index, claim);
-            }
+            Ok(Prepared::Run(job)) => self.launch(project, index, job, sender).await?,
             Err(error) => self.settle(project, index, Err(error)),
         }
         Ok(())
+    }
+
+    /// Starts the command of a stage.
+    async fn launch(
+        &mut self,
+        project: &mut Project,
+        index: usize,
+        job: Job,
+        sender: &mpsc::UnboundedSender<Ended>,
+    ) -> Result<(), DataError> {
+        let address = self.stages[index].address(&project.current);
+        let prefix = if self.options.jobs > 1 { format!("[{address}] ") } else { String::new() };
+        let Some(runner) = self.options.runner.clone() else {
+            let claim = project.claim(&self.stages[index], &|blocker| self.talk.note(blocker))?;
+            (self.say)(&format!("Running stage '{address}':"));
+            self.spawn(index, job, prefix, sender.clone());
+            self.running.insert(index, Running { claim, snapshot: None });
+            return Ok(());
+        };
+        let request = match self.request(project, index, job, runner.as_ref()).await {
+            Ok(Some(request)) => request,
+            Ok(None) => {
+                (self.say)(&format!("Stage '{address}' is cached - skipping run, checking out outputs"));
+                let finished = self.collect(project, index, Ok(()), None).await;
+                self.settle(project, index, finished.map(|()| true));
+                return Ok(());
+            }
+            Err(error) => {
+                self.settle(project, index, Err(error));
+                return Ok(());
+            }
+        };
+        let claim = project.claim(&self.stages[index], &|blocker| self.talk.note(blocker))?;
+        (self.say)(&format!("Submitting stage '{address}':"));
+        self.running.insert(index, Running { claim, snapshot: request.snapshot.clone() });
+        let (say, sender) = (self.say.clone(), sender.clone());
+        tokio::spawn(async move {
+            let result = runner.run(&request, &|text| say(&format!("{prefix}{text}"))).await;
+            // The receiver lives as long as stages run.
+            let _ = sender.send((index, result));
+        });
+        Ok(())
+    }
+
+    /// What the runner of a stage needs; `None` if the run cache of the remote had the result, which is restored now.
+    async fn request(
+        &mut self,
+        project: &mut Project,
+        index: usize,
+        job: Job,
+        runner: &dyn Runner,
+    ) -> Result<Option<Request>, DataError> {
+        let is_forced = self.forced.contains(&index);
+        let stage = &mut self.stages[index];
+        if is_forced {
+            record::dependencies(project, stage, false)?;
+        }
+        if !runner.is_elsewhere() {
+            return Ok(Some(Request::new(stage, job)));
+        }
+        let uses_cache = !is_forced && !self.options.no_run_cache;
+        if uses_cache && elsewhere::receive(project, stage, self.talk).await? {
+            return Ok(None);
+        }
+        let snapshot = Some(elsewhere::publish(project, stage).await?);
+        Ok(Some(Request { snapshot, ..Request::new(stage, job) }))
+    }
+
+    /// Records the result of a stage whose command has ended, or whose outputs were restored.
+    async fn collect(
+        &mut self,
+        project: &mut Project,
+        index: usize,
+        result: Result<(), DataError>,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<(), DataError> {
+        if let Some(snapshot) = snapshot {
+            elsewhere::withdraw(project, snapshot, self.talk);
+        }
+        result?;
+        if snapshot.is_some() && !elsewhere::receive(project, &mut self.stages[index], self.talk).await? {
+            let reason = "the stage has run, but its result is not in the run cache of the remote";
+            return Err(DataError::Reproduction(reason.into()));
+        }
+        self.finish(project, index)?;
+        if self.options.share { elsewhere::share(project, &self.stages[index], self.talk).await } else { Ok(()) }
     }
 
     /// Replaces a stage by what its files say now, because another process has worked on it.
@@ -314,6 +410,14 @@ impl Run<'_> {
             self.new_records.remove(&index);
         } else {
             self.new_records.insert(index);
+        }
+        if let (Some(runner), false) = (&options.runner, options.dry)
+            && let Some(job) = adopt(project, &mut self.stages[index], runner.as_ref()).await?
+        {
+            return Ok(Prepared::Run(job));
+        }
+        if options.share {
+            pull_missing_dependencies(project, &self.stages[index], self.talk).await?;
         }
         prepare(project, &mut self.stages[index], how, self.talk, &self.say).await
     }

@@ -4,6 +4,7 @@ use super::checkout::{self, restore_outputs};
 use super::edit::remove_path;
 use super::record::{self, Store};
 use super::repro::Say;
+use super::runner::{Request, Runner};
 use super::status::{Change, ParametersChange, in_cache, parameters_change, workspace_change};
 use super::transfer;
 use super::{GitFiles, Talk, unprotect_all};
@@ -143,6 +144,24 @@ pub(crate) async fn prepare(
     Ok(if how.dry { show(stage, &address, say) } else { Prepared::Run(job) })
 }
 
+/// The job of a stage that an earlier process has submitted to the runner, and which still goes on with the present dependencies.
+///
+/// # Errors
+/// If the runner cannot be reached.
+pub(crate) async fn adopt(project: &Project, stage: &mut Stage, runner: &dyn Runner) -> Result<Option<Job>, DataError> {
+    let address = stage.address(&project.current);
+    let job = Job::new(stage, address.clone(), &project.root).filter(|_| !stage.frozen);
+    let mut current = stage.clone();
+    // If a dependency is missing, the preparation of the stage reports or receives it.
+    let (Some(job), Ok(())) = (job, record::dependencies(project, &mut current, false)) else { return Ok(None) };
+    let key = Request::new(&current, job.clone()).key;
+    if !runner.adopt(&address, &key).await? {
+        return Ok(None);
+    }
+    *stage = current;
+    Ok(Some(job))
+}
+
 fn show(stage: &Stage, address: &str, say: &Say) -> Prepared {
     say(&format!("Running stage '{address}':"));
     for command in stage.recipe.iter().flat_map(|recipe| commands(&recipe.command)) {
@@ -183,7 +202,11 @@ fn remove_outputs(project: &Project, stage: &Stage) -> Result<(), DataError> {
     Ok(())
 }
 
-async fn pull_missing_dependencies(project: &mut Project, stage: &Stage, talk: &dyn Talk) -> Result<(), DataError> {
+pub(super) async fn pull_missing_dependencies(
+    project: &mut Project,
+    stage: &Stage,
+    talk: &dyn Talk,
+) -> Result<(), DataError> {
     for dep in &stage.deps {
         if let Some(path) = dep.path.as_ref().filter(|path| !path.exists()) {
             let target = project.display(path);
@@ -243,7 +266,7 @@ async fn known_result(
     Ok(Some(outputs))
 }
 
-fn run_cache(project: &Project) -> RunCache {
+pub(super) fn run_cache(project: &Project) -> RunCache {
     RunCache::new(&cache_dir(&project.config, &project.root.join(crate::project::DVC_DIR)))
 }
 

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use futures_util::StreamExt;
 use rayon::prelude::*;
 
-use super::Talk;
 use super::used::{Object, Scope, used_objects};
+use super::{Talk, versioned};
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
 use crate::project::Project;
 use crate::remote::Remote;
+use crate::remote::versioned::is_versioned;
 
 /// How to transfer.
 #[derive(Debug, Clone, Default)]
@@ -28,7 +29,7 @@ pub struct Options {
 }
 
 /// The objects of each remote: outputs may name their own.
-fn by_remote(objects: Vec<Object>, options: &Options) -> BTreeMap<Option<String>, Vec<Object>> {
+pub(super) fn by_remote(objects: Vec<Object>, options: &Options) -> BTreeMap<Option<String>, Vec<Object>> {
     let mut groups: BTreeMap<Option<String>, Vec<Object>> = BTreeMap::new();
     for object in objects {
         if let (Some(own), Some(wanted)) = (&object.remote, &options.remote)
@@ -55,10 +56,14 @@ pub async fn push(
 ) -> Result<u64, DataError> {
     let objects = used_objects(project, targets, options.recursive, &options.scope, true)?;
     if objects.objects.is_empty() {
-        Remote::open(&project.config, options.remote.as_deref(), "push")?;
+        require_remote(project, options, "push")?;
     }
     let mut sent = if options.run_cache { transfer_runs(project, options, true, talk).await? } else { 0 };
     for (name, objects) in by_remote(objects.objects, options) {
+        if is_versioned(&project.config, name.as_deref())? {
+            sent += versioned::push(project, name.as_deref(), targets, options, talk).await?;
+            continue;
+        }
         let remote = Remote::open(&project.config, name.as_deref(), "push")?;
         let jobs = remote.concurrency(options.jobs);
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
@@ -68,7 +73,7 @@ pub async fn push(
         warn_missing(&missing, talk);
         let (manifests, files): (Vec<_>, Vec<_>) = cached.into_iter().partition(|object| object.digest.is_dir);
         for group in [files, manifests] {
-            sent += run(project, &remote, &group, jobs, true).await?;
+            sent += transfer(project, &remote, &group, jobs, true).await?;
         }
     }
     Ok(sent)
@@ -92,14 +97,18 @@ pub async fn fetch(
         used = used_objects(project, targets, options.recursive, &options.scope, false)?;
     }
     let mut received = runs + manifests;
-    let has_remote = Remote::open(&project.config, options.remote.as_deref(), "fetch").is_ok();
+    let has_remote = require_remote(project, options, "fetch").is_ok();
     // What is imported is in its repository, so that no remote is needed.
     let wanted = used.objects.iter().filter(|object| has_remote || !object.is_imported).collect();
     let lacking: Vec<Object> = split_cached(project, wanted)?.1.into_iter().cloned().collect();
     if lacking.is_empty() && received == 0 && used.imports.is_empty() {
-        Remote::open(&project.config, options.remote.as_deref(), "fetch")?;
+        require_remote(project, options, "fetch")?;
     }
     for (name, objects) in by_remote(lacking, options) {
+        if is_versioned(&project.config, name.as_deref())? {
+            received += versioned::fetch(project, name.as_deref(), &objects, options).await?;
+            continue;
+        }
         let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
         let jobs = remote.concurrency(options.jobs);
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
@@ -108,7 +117,7 @@ pub async fn fetch(
             objects.iter().partition(|object| existing.contains(&(object.hash, object.digest)));
         let missing: Vec<&Object> = missing.into_iter().filter(|object| !object.is_imported).collect();
         warn_missing(&missing, talk);
-        received += run(project, &remote, &found, jobs, false).await?;
+        received += transfer(project, &remote, &found, jobs, false).await?;
     }
     received += super::import::fetch(project, &used.imports, options.jobs).await?;
     Ok(received)
@@ -125,9 +134,25 @@ fn split_cached<'a>(
     Ok(objects.into_iter().partition(|_| cached.next().unwrap_or_default()))
 }
 
+/// Fails if there is no remote that can be used.
+fn require_remote(project: &Project, options: &Options, command: &str) -> Result<(), DataError> {
+    if is_versioned(&project.config, options.remote.as_deref())? {
+        return Ok(());
+    }
+    Remote::open(&project.config, options.remote.as_deref(), command).map(drop)
+}
+
 /// Transfers the recorded results of stages that the other side lacks, and returns their number.
-async fn transfer_runs(project: &Project, options: &Options, send: bool, talk: &dyn Talk) -> Result<u64, DataError> {
+pub(super) async fn transfer_runs(
+    project: &Project,
+    options: &Options,
+    send: bool,
+    talk: &dyn Talk,
+) -> Result<u64, DataError> {
     let command = if send { "push --run-cache" } else { "fetch --run-cache" };
+    if is_versioned(&project.config, options.remote.as_deref())? {
+        return Ok(0); // As with DVC, runs are not shared there.
+    }
     let remote = Remote::open(&project.config, options.remote.as_deref(), command)?;
     if !remote.shares_runs() {
         talk.note(&format!("the run cache is not shared, because remote '{}' cannot list its files", remote.name));
@@ -139,22 +164,25 @@ async fn transfer_runs(project: &Project, options: &Options, send: bool, talk: &
 
 /// Receives manifests that the cache lacks, and returns their number. Without them the files of folders are not known.
 async fn fetch_manifests(project: &Project, missing: &[Object], options: &Options) -> Result<u64, DataError> {
-    let has_remote = Remote::open(&project.config, options.remote.as_deref(), "fetch").is_ok();
+    let has_remote = require_remote(project, options, "fetch").is_ok();
     let needed = missing.iter().filter(|object| has_remote || !object.is_imported).cloned().collect();
     let mut received = 0;
     for (name, objects) in by_remote(needed, options) {
+        if is_versioned(&project.config, name.as_deref())? {
+            continue; // The records of its folders list their files.
+        }
         let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
         let jobs = remote.concurrency(options.jobs);
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
         let existing = remote.existing(&ids, jobs).await?;
         let found: Vec<_> = objects.iter().filter(|object| existing.contains(&(object.hash, object.digest))).collect();
-        received += run(project, &remote, &found, jobs, false).await?;
+        received += transfer(project, &remote, &found, jobs, false).await?;
     }
     Ok(received)
 }
 
 /// Transfers objects concurrently, all of them also after a failure.
-async fn run(
+pub(super) async fn transfer(
     project: &Project,
     remote: &Remote,
     objects: &[&Object],
@@ -253,11 +281,11 @@ pub async fn cloud_status(
     targets: &[String],
     options: &Options,
 ) -> Result<(Vec<(String, CloudChange)>, String), DataError> {
+    let remote = Remote::open(&project.config, options.remote.as_deref(), "status")?;
     let missing = used_objects(project, targets, options.recursive, &options.scope, false)?.missing_manifests;
     fetch_manifests(project, &missing, options).await?;
     let used = used_objects(project, targets, options.recursive, &options.scope, true)?;
     let objects: Vec<Object> = used.objects.into_iter().filter(|object| object.remote.is_none()).collect();
-    let remote = Remote::open(&project.config, options.remote.as_deref(), "status")?;
     let ids: Vec<(HashName, Digest)> = objects.iter().map(|object| (object.hash, object.digest)).collect();
     let existing = remote.existing(&ids, remote.concurrency(options.jobs)).await?;
     let mut changes: HashMap<u8, Vec<(String, CloudChange)>> = HashMap::new();

@@ -1,4 +1,4 @@
-//! `update`: brings imports to the newest version of their source.
+//! `update`: brings imports to the newest version of their source, and other data to the last versions in a bucket.
 
 use super::Talk;
 use super::checkout::{discard, restore};
@@ -7,6 +7,7 @@ use super::import::{
     take_location,
 };
 use super::status::output_change;
+use super::update_versioned;
 use crate::error::DataError;
 use crate::model::{HashName, Meta};
 use crate::project::Project;
@@ -29,7 +30,7 @@ pub struct Options {
     pub jobs: Option<usize>,
 }
 
-/// Updates the imports among the targets.
+/// Updates the targets: imports to their source, other data to the last versions in a bucket.
 ///
 /// # Errors
 /// [`DataError::Target`] for an unknown target, or the errors of an import.
@@ -55,10 +56,7 @@ pub async fn update(
                 update_repository(project, &mut stage, revision, options, talk).await?;
             }
             Some(Import::Url(_)) => update_location(project, &mut stage, options, talk).await?,
-            None => talk.note(&format!(
-                "'{}' is not an import, so there is nothing to update",
-                stage.address(&project.current)
-            )),
+            None => update_versioned::update(project, &mut stage, options, talk).await?,
         }
     }
     project.state.save()

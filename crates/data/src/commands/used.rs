@@ -26,6 +26,13 @@ pub struct Scope {
     pub commits: Option<Vec<String>>,
 }
 
+impl Scope {
+    /// Whether versions of commits are concerned.
+    pub(super) fn has_commits(&self) -> bool {
+        self.all_branches || self.all_tags || self.all_commits || self.revision.is_some() || self.commits.is_some()
+    }
+}
+
 /// An object that is used.
 #[derive(Debug, Clone)]
 pub struct Object {
@@ -130,7 +137,7 @@ pub fn used_objects(
     Ok(used)
 }
 
-fn commits(project: &Project, scope: &Scope) -> Result<Vec<String>, DataError> {
+pub(super) fn commits(project: &Project, scope: &Scope) -> Result<Vec<String>, DataError> {
     let Some(git) = &project.git else { return Ok(Vec::new()) };
     let mut commits = scope.commits.clone().unwrap_or_default();
     if scope.all_branches || scope.all_tags || scope.all_commits {
@@ -149,7 +156,9 @@ fn commits(project: &Project, scope: &Scope) -> Result<Vec<String>, DataError> {
 pub fn stages_at(project: &Project, commit: &str) -> Result<Vec<Stage>, DataError> {
     let Some(git) = &project.git else { return Ok(Vec::new()) };
     let unpacking = pipeline::unpacking(&project.config);
-    stages_in(git, &project.root, commit, unpacking, &|path| project.is_ignored(path))
+    let stages = stages_in(git, &project.root, commit, unpacking, &|path| project.is_ignored(path))?;
+    project.keep_manifests(&stages);
+    Ok(stages)
 }
 
 /// The stages in a commit of the project whose folder would be `root` in a work tree.

@@ -1,6 +1,5 @@
 //! The record of a stage in `dvc.lock` and in the run cache.
 
-use crate::model::HashName;
 use crate::pipeline::DEFAULT_PARAMS_FILE;
 use crate::stage::{Output, Stage};
 use crate::yaml::Value;
@@ -13,7 +12,7 @@ pub(crate) fn entry(stage: &Stage) -> Value {
     let list = |items: &[Output]| {
         let mut sorted: Vec<&Output> = items.iter().collect();
         sorted.sort_by(|a, b| a.written.cmp(&b.written));
-        Value::List(sorted.into_iter().map(output).collect())
+        Value::List(sorted.into_iter().map(Output::to_lock).collect())
     };
     if !stage.deps.is_empty() {
         entries.push(("deps".into(), list(&stage.deps)));
@@ -35,16 +34,5 @@ pub(crate) fn entry(stage: &Stage) -> Value {
     if !stage.outs.is_empty() {
         entries.push(("outs".into(), list(&stage.outs)));
     }
-    Value::Map(entries)
-}
-
-fn output(out: &Output) -> Value {
-    let mut entries = vec![("path".to_owned(), Value::string(out.written.as_str()))];
-    let mut push = |key: &str, value: Option<Value>| entries.extend(value.map(|value| (key.to_owned(), value)));
-    push("hash", (out.hash == HashName::Md5).then(|| Value::string("md5")));
-    push("md5", out.digest.map(|digest| Value::string(digest.to_string())));
-    push("size", out.meta.size.map(Value::number));
-    push("nfiles", out.meta.nfiles.map(Value::number));
-    push("isexec", out.meta.is_exec.then_some(Value::Bool(true)));
     Value::Map(entries)
 }

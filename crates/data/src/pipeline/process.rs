@@ -13,10 +13,12 @@ use crate::yaml::Value;
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
     /// The name of the stage for the user.
-    address: String,
-    commands: Vec<String>,
-    folder: PathBuf,
-    root: PathBuf,
+    pub(crate) address: String,
+    pub(crate) commands: Vec<String>,
+    /// The folder in which the commands run.
+    pub(crate) folder: PathBuf,
+    /// The root of the project.
+    pub(crate) root: PathBuf,
 }
 
 /// The commands of a stage: the items of a list, or the lines of a text.

@@ -28,6 +28,15 @@ fn hash(record: &Value) -> String {
     hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The record of a stage without the places of its files in a bucket, which say nothing about a run.
+fn record(stage: &Stage) -> Value {
+    let mut stage = stage.clone();
+    for out in stage.outs.iter_mut().chain(&mut stage.deps) {
+        (out.cloud, out.files) = (None, None);
+    }
+    entry(&stage)
+}
+
 fn without_sizes(value: &Value) -> Value {
     match value {
         Value::Map(entries) => {
@@ -37,6 +46,11 @@ fn without_sizes(value: &Value) -> Value {
         Value::List(items) => Value::List(items.iter().map(without_sizes).collect()),
         other => other.clone(),
     }
+}
+
+/// The digest of what goes into a run of a stage, with its recorded dependencies and parameters.
+pub(crate) fn key_of(stage: &Stage) -> String {
+    key(&record(stage))
 }
 
 /// The digest of what goes into a run.
@@ -75,7 +89,7 @@ impl RunCache {
     /// # Errors
     /// If the cache cannot be read.
     pub fn find(&self, stage: &Stage) -> Result<Option<Value>, DataError> {
-        let key = key(&entry(stage));
+        let key = key_of(stage);
         let folder = self.root.join(&key[..2]).join(&key);
         let names = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -101,7 +115,7 @@ impl RunCache {
     /// # Errors
     /// If the cache cannot be read or written.
     pub fn save(&self, stage: &Stage) -> Result<(), DataError> {
-        let record = entry(stage);
+        let record = record(stage);
         let (key, value) = (key(&record), hash(&record));
         let path = self.root.join(&key[..2]).join(&key).join(value);
         if read(&path)?.is_some() {

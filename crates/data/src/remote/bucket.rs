@@ -8,7 +8,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path as Key;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, PutResult, WriteMultipart};
 use slipway_store::bucket::HttpFactory;
 use tokio::io::AsyncReadExt;
 
@@ -248,11 +248,57 @@ impl Bucket {
         Ok(Self { store, prefix: prefix.to_owned() })
     }
 
+    /// The store and the key of a file whose name is the user's.
+    pub(super) fn object(&self, path: &str) -> Result<(&dyn ObjectStore, Key), Failure> {
+        let key = Key::parse(format!("{}/{path}", self.prefix));
+        Ok((self.store.as_ref(), key.map_err(|error| Failure::Permanent(error.to_string()))?))
+    }
+
+    /// All files below the URL.
+    pub(super) async fn all(&self) -> Result<Vec<(String, object_store::ObjectMeta)>, Failure> {
+        let prefix = Key::from(self.prefix.as_str());
+        let metas: Vec<_> = self.store.list(Some(&prefix)).try_collect().await.map_err(failed)?;
+        let below = |key: &Key| {
+            let parts = key.prefix_match(&prefix)?;
+            Some(parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"))
+        };
+        Ok(metas.into_iter().filter_map(|meta| Some((below(&meta.location)?, meta))).collect())
+    }
+
+    /// Sends a file, which is in one piece or in parts.
+    pub(super) async fn put(&self, key: &Key, source: &Path) -> Result<PutResult, Failure> {
+        let unreadable = |error: std::io::Error| Failure::Permanent(format!("{}: {error}", source.display()));
+        let mut file = tokio::fs::File::open(source).await.map_err(unreadable)?;
+        let mut first = Vec::with_capacity(1 << 16);
+        let read = (&mut file).take(PART_BYTES as u64).read_to_end(&mut first).await.map_err(unreadable)?;
+        if read < PART_BYTES {
+            return self.store.put(key, PutPayload::from(first)).await.map_err(failed);
+        }
+        self.write_parts(key, file, first).await
+    }
+
+    /// The content of a version of a file, or of its last one, from a byte on.
+    pub(super) async fn get(&self, key: &Key, version: Option<String>, from: u64) -> Result<Chunks, Failure> {
+        let range = (from > 0).then_some(GetRange::Offset(from));
+        let options = GetOptions { range, version: version.clone(), ..GetOptions::default() };
+        let found = match self.store.get_opts(key, options).await {
+            Ok(found) => found,
+            Err(error) => {
+                // All of it may have been received.
+                let head = GetOptions { head: true, version, ..GetOptions::default() };
+                let size = self.store.get_opts(key, head).await.map_err(failed)?.meta.size;
+                return if size == from { Ok(futures_util::stream::empty().boxed()) } else { Err(failed(error)) };
+            }
+        };
+        let broken = |error: object_store::Error| Failure::Temporary(error.to_string());
+        Ok(found.into_stream().map_err(broken).boxed())
+    }
+
     fn key(&self, path: &str) -> Key {
         Key::from(format!("{}/{path}", self.prefix))
     }
 
-    async fn write_parts(&self, key: &Key, mut file: tokio::fs::File, first: Vec<u8>) -> Result<(), Failure> {
+    async fn write_parts(&self, key: &Key, mut file: tokio::fs::File, first: Vec<u8>) -> Result<PutResult, Failure> {
         let mut buffer = first;
         let created = self.store.put_multipart(key).await.map_err(failed)?;
         let mut upload = WriteMultipart::new_with_chunk_size(created, PART_BYTES);
@@ -268,12 +314,12 @@ impl Bucket {
                 }
             }
         }
-        upload.finish().await.map(drop).map_err(failed)
+        upload.finish().await.map_err(failed)
     }
 }
 
 /// The failure of a request. The client of the bucket has repeated it already.
-fn failed(error: object_store::Error) -> Failure {
+pub(super) fn failed(error: object_store::Error) -> Failure {
     match error {
         object_store::Error::NotFound { .. } => Failure::NotFound,
         other => Failure::Permanent(other.to_string()),
@@ -302,34 +348,11 @@ impl Backend for Bucket {
     }
 
     fn read<'a>(&'a self, path: &'a str, from: u64) -> Reply<'a, Chunks> {
-        Box::pin(async move {
-            let range = (from > 0).then_some(GetRange::Offset(from));
-            let found = match self.store.get_opts(&self.key(path), GetOptions { range, ..GetOptions::default() }).await
-            {
-                Ok(found) => found,
-                Err(error) => {
-                    // All of it may have been received.
-                    let size = self.store.head(&self.key(path)).await.map_err(failed)?.size;
-                    return if size == from { Ok(futures_util::stream::empty().boxed()) } else { Err(failed(error)) };
-                }
-            };
-            let broken = |error: object_store::Error| Failure::Temporary(error.to_string());
-            Ok(found.into_stream().map_err(broken).boxed())
-        })
+        Box::pin(async move { self.get(&self.key(path), None, from).await })
     }
 
     fn write<'a>(&'a self, path: &'a str, source: &'a Path) -> Reply<'a, ()> {
-        Box::pin(async move {
-            let unreadable = |error: std::io::Error| Failure::Permanent(format!("{}: {error}", source.display()));
-            let mut file = tokio::fs::File::open(source).await.map_err(unreadable)?;
-            let mut first = Vec::with_capacity(1 << 16);
-            let read = (&mut file).take(PART_BYTES as u64).read_to_end(&mut first).await.map_err(unreadable)?;
-            let key = self.key(path);
-            if read < PART_BYTES {
-                return self.store.put(&key, PutPayload::from(first)).await.map(drop).map_err(failed);
-            }
-            self.write_parts(&key, file, first).await
-        })
+        Box::pin(async move { self.put(&self.key(path), source).await.map(drop) })
     }
 
     fn remove<'a>(&'a self, path: &'a str) -> Reply<'a, ()> {

@@ -13,6 +13,7 @@ mod sftp;
 mod ssh;
 #[cfg(test)]
 mod tests;
+pub(crate) mod versioned;
 mod webdav;
 
 use std::collections::HashSet;
@@ -73,12 +74,8 @@ impl Remote {
         let options = resolve(config, &name)?;
         schema::check(&name, &options)?;
         let settings = Settings::new(&name, options);
-        for option in ["version_aware", "worktree"] {
-            if settings.is_true(option) {
-                return Err(
-                    settings.unsupported(option, "push and pull without it: objects are stored by their digest")
-                );
-            }
+        if versioned::is_versioned(config, Some(&name))? {
+            return Err(DataError::Config(format!("'{command}' is unsupported for cloud versioned remotes")));
         }
         let (url, jobs) = (settings.url.clone(), settings.number::<usize>("jobs")?);
         let kind = match schema::scheme(&url).as_str() {
@@ -103,8 +100,7 @@ impl Remote {
 
     /// The number of concurrent transfers: that of the user, of the configuration, or DVC's default of four per core.
     pub fn concurrency(&self, jobs: Option<usize>) -> usize {
-        let default = || std::thread::available_parallelism().map_or(4, |cores| cores.get() * 4);
-        jobs.or(self.jobs).unwrap_or_else(default).clamp(1, 1024)
+        concurrency(jobs.or(self.jobs))
     }
 
     /// Which of the objects the remote has.
@@ -306,6 +302,12 @@ impl Remote {
         let url = self.url.clone();
         move |failure| DataError::Remote { url, reason: failure.reason() }
     }
+}
+
+/// The number of concurrent transfers: the configured one, or DVC's default.
+fn concurrency(jobs: Option<usize>) -> usize {
+    let default = || std::thread::available_parallelism().map_or(4, |cores| cores.get() * 4);
+    jobs.unwrap_or_else(default).clamp(1, 1024)
 }
 
 impl Kind {

@@ -150,7 +150,7 @@ async fn downloads_continue_where_they_broke_off() {
 async fn options_that_cannot_be_honoured_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     for (url, options, word) in [
-        ("s3://b", "version_aware = true", "version_aware"),
+        ("s3://b", "version_aware = true", "cloud versioned"),
         ("s3://b", "acl = private", "acl"),
         ("s3://b", "sse = none", "sse"),
         ("http://h", "auth = digest", "digest"),

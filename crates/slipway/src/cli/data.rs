@@ -99,9 +99,9 @@ pub(crate) enum Data {
     Stage(pipeline::Stage),
     /// Run the stages whose dependencies, parameters, command or outputs changed
     #[command(
-        after_help = "Example:\n  slipway data repro\n  slipway data repro -j 4 evaluate\n  slipway data repro --dry --downstream prepare"
+        after_help = "Example:\n  slipway data repro\n  slipway data repro -j 4 evaluate\n  slipway data repro --dry --downstream prepare\n  slipway data repro --submit --image registry.example/train:1"
     )]
-    Repro(pipeline::Repro),
+    Repro(Box<pipeline::Reproduce>),
     /// Draw the graph of stages or outputs
     #[command(after_help = "Example:\n  slipway data dag\n  slipway data dag --md train >> README.md")]
     Dag(pipeline::Dag),

@@ -8,6 +8,7 @@ mod pipeline;
 mod plots;
 mod reports;
 mod servers;
+mod submitted;
 mod upkeep;
 
 use std::ffi::OsString;
@@ -268,7 +269,7 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
             pipeline::add(context, &mut open()?, &terminal, *options).await?;
         }
         Data::Stage(cli::pipeline::Stage::List(options)) => pipeline::list(&open()?, &options)?,
-        Data::Repro(options) => pipeline::repro(context, &mut open()?, &terminal, options).await?,
+        Data::Repro(options) => pipeline::repro(context, &open, &terminal, *options).await?,
         Data::Dag(options) => pipeline::dag(&open()?, &options)?,
         Data::Freeze { targets } => return pipeline::freeze(&mut open()?, &targets, true),
         Data::Unfreeze { targets } => return pipeline::freeze(&mut open()?, &targets, false),

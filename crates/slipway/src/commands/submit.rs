@@ -21,7 +21,7 @@ use crate::output::{Raw, Table, confirm, print, print_note};
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 /// The API path of a submitted run.
-fn path(namespace: &str, name: &str) -> String {
+pub(super) fn path(namespace: &str, name: &str) -> String {
     format!("/api/v1/runs/{}/{}", encode(namespace), encode(name))
 }
 
@@ -188,7 +188,7 @@ async fn follow(client: &Client, target: &RunTarget, log: bool) -> Result<Submit
 }
 
 /// The phase, reason and message of a run, such as `failed (DeadlineExceeded): ...`.
-fn summarize(run: &Submitted) -> String {
+pub(super) fn summarize(run: &Submitted) -> String {
     let status = &run.status;
     let phase = format!("{:?}", status.phase).to_lowercase();
     let reason =

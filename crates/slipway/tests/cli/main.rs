@@ -12,5 +12,6 @@ mod kill;
 mod output;
 mod runs;
 mod server;
+mod stages;
 mod support;
 mod token;

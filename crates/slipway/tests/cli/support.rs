@@ -151,6 +151,17 @@ impl Running {
         Self { process: command.spawn().unwrap(), stdout, stderr }
     }
 
+    /// The process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let id = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+
     /// Waits for the end of the command.
     pub(crate) fn wait(mut self) -> CommandOutput {
         let status = wait_until("the command ends", || self.process.try_wait().unwrap());

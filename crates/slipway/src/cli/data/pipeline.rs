@@ -90,7 +90,36 @@ pub(crate) struct StageList {
     pub(crate) targets: Vec<String>,
 }
 
-/// Options of `data repro`.
+/// Arguments of `data repro`.
+#[derive(Debug, Args)]
+pub(crate) struct Reproduce {
+    #[command(flatten)]
+    pub(crate) how: Repro,
+    #[command(flatten)]
+    pub(crate) submission: Submission,
+    /// Receive missing dependencies from the remote, and send results to its run cache
+    #[arg(long, conflicts_with = "submit")]
+    pub(crate) share: bool,
+}
+
+/// How the stages of a pipeline are submitted.
+#[derive(Debug, Args)]
+pub(crate) struct Submission {
+    /// Submit each stage as a run, with the resources and the image of its meta.slipway; independent stages run side by side
+    #[arg(long)]
+    pub(crate) submit: bool,
+    /// Namespace of the runs
+    #[arg(long, requires = "submit")]
+    pub(crate) namespace: Option<String>,
+    /// Image for stages without one, with git and slipway in it
+    #[arg(long, requires = "submit")]
+    pub(crate) image: Option<String>,
+    /// Secret with credentials for the repository and the remote, as for spec.data of a run
+    #[arg(long, requires = "submit", value_name = "NAME")]
+    pub(crate) secret: Option<String>,
+}
+
+/// How stages are run.
 #[derive(Debug, Args)]
 pub(crate) struct Repro {
     /// Run stages although nothing changed
@@ -141,9 +170,9 @@ pub(crate) struct Repro {
     /// Names of targets are patterns
     #[arg(long)]
     pub(crate) glob: bool,
-    /// Number of stages that run side by side
-    #[arg(short, long, default_value = "1", value_name = "NUMBER")]
-    pub(crate) jobs: usize,
+    /// Number of stages that run side by side; by default 1, and 64 with --submit
+    #[arg(short, long, value_name = "NUMBER")]
+    pub(crate) jobs: Option<usize>,
     /// Stages, dvc.yaml or .dvc files; dvc.yaml by default
     pub(crate) targets: Vec<String>,
 }

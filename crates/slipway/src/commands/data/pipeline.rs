@@ -1,6 +1,7 @@
 //! The commands for pipelines: `stage`, `repro`, `dag`, `freeze`, and their part of `status`.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 
 use slipway_data::DataError;
@@ -10,9 +11,13 @@ use slipway_data::commands::stages::{self, NewOutput, NewStage, Section};
 use slipway_data::commands::status::{Change, ParametersChange, StageStatus};
 use slipway_data::json::Json;
 use slipway_data::project::Project;
+use slipway_data::scm::Git;
+use slipway_data::versions::without_credentials;
+use slipway_exec::data::Source;
 
+use super::submitted::Submitter;
 use super::{Context, Terminal, show_git_files};
-use crate::cli::data::pipeline::{Dag, Repro, StageAdd, StageList};
+use crate::cli::data::pipeline::{Dag, Repro, Reproduce, StageAdd, StageList};
 use crate::output::print_text;
 
 pub(super) async fn add(
@@ -145,20 +150,42 @@ pub(super) fn repro_options(context: &Context, project: &Project, options: &Repr
             () if options.ignore_errors => OnError::Ignore,
             () => OnError::Fail,
         },
-        jobs: options.jobs,
+        jobs: options.jobs.unwrap_or(1),
+        runner: None,
+        share: false,
     }
+}
+
+/// Maximum number of stages that are submitted at a time by default. The server decides how many of them run.
+const MAX_SUBMITTED: usize = 64;
+
+/// The repository and commit of the project at `root`.
+fn source_of(git: &Git, root: &Path) -> Result<Source, DataError> {
+    let head = git.head()?;
+    let repo = head.origin.map_or_else(|| git.root().display().to_string(), |url| without_credentials(&url));
+    let path = root.strip_prefix(git.root()).unwrap_or(root).display().to_string();
+    let branch = head.branch.unwrap_or_default();
+    Ok(Source { repo, commit: head.commit, branch, path, dirty: head.is_dirty, ..Source::default() })
 }
 
 pub(super) async fn repro(
     context: &Context,
-    project: &mut Project,
+    open: &dyn Fn() -> Result<Project, DataError>,
     terminal: &Terminal<'_>,
-    options: Repro,
+    options: Reproduce,
 ) -> Result<(), DataError> {
-    let how = repro_options(context, project, &options);
+    let Reproduce { how: options, submission, share } = options;
+    let mut project = open()?;
+    let mut how = repro::Options { share, ..repro_options(context, &project, &options) };
+    if submission.submit {
+        let source = project.git.as_ref().map(|git| source_of(git, &project.root)).transpose()?;
+        let submitter = Submitter::connect(context, submission, &project.tmp(), source).await?;
+        how.jobs = options.jobs.unwrap_or(MAX_SUBMITTED);
+        how.runner = Some(Arc::new(submitter));
+    }
     let say = say(context);
-    let report = repro::repro(project, &options.targets, &how, terminal, say.clone()).await?;
-    show_git_files(context, project, &report.git_files);
+    let report = repro::repro(&mut project, &options.targets, &how, terminal, say.clone()).await?;
+    show_git_files(context, &project, &report.git_files);
     say(match report.reproduced.is_empty() {
         true => "Data and pipelines are up to date.",
         false => "Use `dvc push` to send your updates to remote storage.",
