@@ -9,14 +9,17 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use crate::error::DataError;
 
 mod blobs;
+mod clone;
 mod refs;
 mod snapshots;
+mod stash;
 mod status;
 mod tree;
 
 pub use blobs::{Blobs, Object};
 pub use refs::{Commit, RefChange, Transfer};
 pub use snapshots::Index;
+pub use stash::Stashed;
 pub use status::WorkTree;
 pub use tree::Blob;
 

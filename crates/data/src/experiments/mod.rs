@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod names;
 pub mod overrides;
+pub mod queue;
 pub mod run;
 pub mod save;
 pub mod share;

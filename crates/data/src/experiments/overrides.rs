@@ -25,6 +25,21 @@ pub struct Override {
     pub value: Option<Value>,
     /// Whether it may be a new parameter.
     pub is_new: bool,
+    /// The argument without the file, with the one value that it has here.
+    pub text: String,
+}
+
+/// The overrides by file, in the form of Python's dictionaries.
+pub fn shown(overrides: &[Override]) -> String {
+    let mut files: Vec<(String, Value)> = Vec::new();
+    for change in overrides {
+        let text = Value::string(&change.text);
+        match files.iter_mut().find(|(file, _)| *file == change.file) {
+            Some((_, Value::List(texts))) => texts.push(text),
+            _ => files.push((change.file.clone(), Value::List(vec![text]))),
+        }
+    }
+    python::text(&Value::Map(files), python::Rounding::None)
 }
 
 /// Reads the arguments, and returns the overrides of each experiment: one for each combination of values.
@@ -32,12 +47,20 @@ pub struct Override {
 /// # Errors
 /// [`DataError::Invalid`] for an argument that is not understood, or if there are too many combinations.
 pub fn combinations(arguments: &[String]) -> Result<Vec<Vec<Override>>, DataError> {
-    let mut combinations: Vec<Vec<Override>> = vec![Vec::new()];
+    let invalid =
+        |argument: &str, reason: &str| DataError::Invalid(format!("'{argument}' does not set a parameter: {reason}"));
+    let mut all = Vec::new();
     for argument in arguments {
-        let invalid = |reason: &str| DataError::Invalid(format!("'{argument}' does not set a parameter: {reason}"));
-        let alternatives = parse_one(argument).map_err(|reason| invalid(&reason))?;
+        all.push((argument, parse_one(argument).map_err(|reason| invalid(argument, &reason))?));
+    }
+    // As in DVC, the arguments of a file belong together, which decides about the order of the experiments.
+    let files: Vec<String> = all.iter().map(|(_, alternatives)| alternatives[0].file.clone()).collect();
+    let first = |alternatives: &[Override]| files.iter().position(|file| *file == alternatives[0].file);
+    all.sort_by_key(|(_, alternatives)| first(alternatives));
+    let mut combinations: Vec<Vec<Override>> = vec![Vec::new()];
+    for (argument, alternatives) in all {
         if combinations.len().saturating_mul(alternatives.len()) > MAX_VALUES {
-            return Err(invalid("there are too many combinations"));
+            return Err(invalid(argument, "there are too many combinations"));
         }
         combinations = combinations
             .iter()
@@ -61,31 +84,36 @@ fn parse_one(argument: &str) -> Result<Vec<Override>, String> {
     if keys.iter().any(String::is_empty) || file.is_empty() {
         return Err("the name of the parameter is missing".into());
     }
-    let one = |value| Override { file: file.to_owned(), keys: keys.clone(), value, is_new: prefix == '+' };
+    let written = name.split_once(':').map_or(name, |(_, name)| name);
+    let one = |value, text| Override { file: file.to_owned(), keys: keys.clone(), value, is_new: prefix == '+', text };
     if prefix == '~' {
-        return Ok(vec![one(None)]);
+        return Ok(vec![one(None, written.to_owned())]);
     }
     let text = value.ok_or("the value is missing")?;
-    Ok(alternatives(text)?.into_iter().map(|value| one(Some(value))).collect())
+    let alternatives = alternatives(text)?;
+    if alternatives.is_empty() {
+        return Err("it has no values".into());
+    }
+    let one = |(value, text)| one(Some(value), format!("{written}={text}"));
+    Ok(alternatives.into_iter().map(one).collect())
 }
 
-fn alternatives(text: &str) -> Result<Vec<Value>, String> {
+/// The values of an argument, each with its text.
+fn alternatives(text: &str) -> Result<Vec<(Value, String)>, String> {
     let text = text.trim();
     let inside = |name: &str| text.strip_prefix(name)?.trim_start().strip_prefix('(')?.strip_suffix(')');
-    if let Some(list) = inside("choice") {
-        return split(list, ',').into_iter().map(|item| parse_value(item, 0)).collect();
-    }
     if let Some(list) = inside("range") {
         return range(list);
     }
-    if text.starts_with("glob(") {
-        return Err("patterns of names are not supported".into());
+    if ["glob(", "interval("].iter().any(|name| text.starts_with(name)) {
+        return Err("patterns and intervals are not supported".into());
     }
-    split(text, ',').into_iter().map(|item| parse_value(item, 0)).collect()
+    let items = split(inside("choice").unwrap_or(text), ',').into_iter();
+    items.map(|item| Ok((parse_value(item, 0)?, item.trim().to_owned()))).collect()
 }
 
 /// `range(stop)`, `range(start, stop)` or `range(start, stop, step)`, without the end.
-fn range(list: &str) -> Result<Vec<Value>, String> {
+fn range(list: &str) -> Result<Vec<(Value, String)>, String> {
     let mut numbers = Vec::new();
     let mut is_whole = true;
     for (i, item) in split(list, ',').into_iter().enumerate() {
@@ -113,7 +141,8 @@ fn range(list: &str) -> Result<Vec<Value>, String> {
         if (step > 0.0 && value >= stop) || (step < 0.0 && value <= stop) {
             break;
         }
-        values.push(canonical(Value::Number(if is_whole { format!("{value:.0}") } else { format!("{value:?}") })));
+        let text = if is_whole { format!("{value:.0}") } else { format!("{value:?}") };
+        values.push((canonical(Value::Number(text.clone())), text));
     }
     Ok(values)
 }
@@ -178,11 +207,23 @@ fn parse_value(text: &str, depth: usize) -> Result<Value, String> {
     })
 }
 
-/// Writes the overrides into their parameter files. Comments and order of YAML files are kept.
+/// Writes the overrides into their parameter files. Comments and order of YAML and TOML files are kept.
 ///
 /// # Errors
 /// If a file does not exist or a parameter is neither known nor new; then no file is changed.
 pub fn apply(folder: &Path, overrides: &[Override]) -> Result<Vec<PathBuf>, DataError> {
+    let texts = changed_texts(folder, overrides)?;
+    for (path, text) in &texts {
+        slipway_core::files::replace(path, text.as_bytes()).map_err(DataError::io(path))?;
+    }
+    Ok(texts.into_iter().map(|(path, _)| path).collect())
+}
+
+/// The parameter files that the overrides change, with their new texts.
+///
+/// # Errors
+/// As [`apply`].
+pub(crate) fn changed_texts(folder: &Path, overrides: &[Override]) -> Result<Vec<(PathBuf, String)>, DataError> {
     let mut texts: Vec<(PathBuf, String)> = Vec::new();
     for change in overrides {
         let path = crate::config::normalise(&folder.join(&change.file));
@@ -200,10 +241,7 @@ pub fn apply(folder: &Path, overrides: &[Override]) -> Result<Vec<PathBuf>, Data
             .map_err(|reason| DataError::Invalid(format!("'{name}' in '{}' {reason}", change.file)))?;
         texts[place].1 = write(&path, &texts[place].1, &value)?;
     }
-    for (path, text) in &texts {
-        slipway_core::files::replace(path, text.as_bytes()).map_err(DataError::io(path))?;
-    }
-    Ok(texts.into_iter().map(|(path, _)| path).collect())
+    Ok(texts)
 }
 
 fn set(target: &mut Value, keys: &[String], change: &Override) -> Result<(), &'static str> {

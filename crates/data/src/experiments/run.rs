@@ -24,6 +24,8 @@ pub struct Request {
     pub params: Vec<Override>,
     /// The stages; all by default.
     pub targets: Vec<String>,
+    /// Files and folders that Git does not track, to copy for an experiment that runs outside of the workspace.
+    pub copy_paths: Vec<String>,
     /// How to run them. `force` also replaces an experiment with the same name.
     pub repro: repro::Options,
 }
@@ -45,11 +47,33 @@ pub async fn run(project: &mut Project, request: &Request, talk: &dyn Talk, say:
         }
         None => names::free(git, &head)?,
     };
-    let mut files = overrides::apply(&project.current, &request.params)?;
+    let files = overrides::apply(&project.current, &request.params)?;
+    let request = Request { name: Some(name), ..request.clone() };
+    reproduce(project, head, &request, files, talk, say).await
+}
+
+/// Runs the stages of a request in the present folder, and stores the result as an experiment, also with the files `files`.
+///
+/// # Errors
+/// If a stage fails, or git cannot store the result.
+pub(super) async fn reproduce(
+    project: &mut Project,
+    baseline: String,
+    request: &Request,
+    mut files: Vec<PathBuf>,
+    talk: &dyn Talk,
+    say: Say,
+) -> Result<Experiment, DataError> {
     repro(project, &request.targets, &request.repro, talk, say).await?;
+    let git = project.git.clone();
+    let (git, _) = repository(git.as_ref())?;
     files.extend(files_of_stages(project, git)?);
     let options = save::Options { untracked: files, message: request.message.clone(), ..save::Options::default() };
-    record(project, git, Experiment { baseline: head, name, commit: String::new() }, &options, talk)
+    let name = match &request.name {
+        Some(name) => name.clone(),
+        None => names::free(git, &baseline)?,
+    };
+    record(project, git, Experiment { baseline, name, commit: String::new() }, &options, talk)
 }
 
 /// The files that belong to stages and that Git may track: pipelines, lock files, dependencies, outputs that are not in the cache.

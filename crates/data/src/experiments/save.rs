@@ -114,7 +114,7 @@ fn split_untracked(
 }
 
 /// The SHA-256 of what `dvc.lock` records of all stages, which DVC writes into the message.
-fn identity(project: &Project) -> Result<String, DataError> {
+pub(super) fn identity(project: &Project) -> Result<String, DataError> {
     let mut stages: Vec<(String, Value)> = Vec::new();
     let mut locks: Vec<PathBuf> = project.stages()?.into_iter().filter(|s| s.name.is_some()).map(|s| s.file).collect();
     locks.dedup();

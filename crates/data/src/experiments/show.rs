@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::queue::{Process, Queue, Task, TaskState};
 use crate::config::relative_path;
 use crate::error::DataError;
 use crate::json::Json;
@@ -28,6 +29,10 @@ pub struct Options {
     pub only_dependencies: bool,
     /// Baselines are not named after branches and tags.
     pub unnamed: bool,
+    /// Leave out experiments that wait in the queue.
+    pub hide_queued: bool,
+    /// Leave out experiments of the queue that failed.
+    pub hide_failed: bool,
 }
 
 /// The recorded identity of a dependency or output.
@@ -69,8 +74,24 @@ pub struct State {
     pub commit: Option<Commit>,
     /// What it contains, or why that is not known.
     pub content: Result<Content, Failure>,
-    /// The experiments that were derived from it, newest first.
+    /// The experiments that were derived from it: those that run, then the results, those that wait, those that failed; newest first.
     pub experiments: Vec<State>,
+    /// The execution in the queue or elsewhere.
+    pub executor: Option<Executor>,
+}
+
+/// The execution of an experiment.
+#[derive(Debug, Clone)]
+pub struct Executor {
+    /// The state.
+    pub state: TaskState,
+    /// What executes it.
+    pub name: Option<&'static str>,
+    /// The folder, while it runs.
+    root: Option<String>,
+    process: Option<Process>,
+    /// The id of the task.
+    task: Option<String>,
 }
 
 impl Content {
@@ -125,15 +146,28 @@ pub fn collect(project: &Project, options: &Options) -> Result<Vec<State>, DataE
         states.push(reader.workspace());
     }
     let experiments = all(git, None)?;
+    let queue = Queue::of(project)?;
+    queue.recover()?;
+    let mut tasks = queue.tasks()?;
+    tasks.extend(queue.standalone()?);
     for baseline in baselines(git, options)? {
         let mut state = reader.at(&baseline, names.get(&baseline).cloned())?;
         for experiment in experiments.iter().filter(|experiment| experiment.baseline == baseline) {
-            state.experiments.push(reader.experiment(experiment)?);
+            state.experiments.push(reader.experiment(experiment, &tasks)?);
         }
-        let newest_first = |state: &State| {
-            std::cmp::Reverse((state.commit.as_ref().map(|commit| commit.time.0), state.revision.clone()))
+        for task in tasks.iter().filter(|task| task.entry.baseline_rev == baseline) {
+            state.experiments.extend(reader.task(task, options)?);
+        }
+        let order = |state: &State| {
+            let rank = match state.executor.as_ref().map(|executor| executor.state) {
+                Some(TaskState::Running) => 0,
+                None | Some(TaskState::Success) => 1,
+                Some(TaskState::Queued) => 2,
+                Some(TaskState::Failed) => 3,
+            };
+            (rank, std::cmp::Reverse((state.commit.as_ref().map(|commit| commit.time.0), state.revision.clone())))
         };
-        state.experiments.sort_by_key(newest_first);
+        state.experiments.sort_by_key(order);
         states.push(state);
     }
     Ok(states)
@@ -177,17 +211,85 @@ impl Reader<'_> {
 
     fn workspace(&self) -> State {
         let content = self.content(Tree::workspace(self.project));
-        State { revision: "workspace".into(), name: None, commit: None, content, experiments: Vec::new() }
+        State { revision: "workspace".into(), name: None, commit: None, content, experiments: Vec::new(), executor: None }
     }
 
     fn at(&self, commit: &str, name: Option<String>) -> Result<State, DataError> {
         let content = self.content(Tree::at(self.project, commit.to_owned(), self.blobs));
         let commit = self.git.commit_info(commit)?;
-        Ok(State { revision: commit.id.clone(), name, commit: Some(commit), content, experiments: Vec::new() })
+        Ok(State { revision: commit.id.clone(), name, commit: Some(commit), content, experiments: Vec::new(), executor: None })
     }
 
-    fn experiment(&self, experiment: &Experiment) -> Result<State, DataError> {
-        self.at(&experiment.commit, Some(experiment.name.clone()))
+    fn experiment(&self, experiment: &Experiment, tasks: &[Task]) -> Result<State, DataError> {
+        let mut state = self.at(&experiment.commit, Some(experiment.name.clone()))?;
+        let reference = experiment.reference();
+        let is_source = |task: &&Task| task.state == TaskState::Success && task.reference() == Some(&reference);
+        state.executor = tasks.iter().rev().find(is_source).map(|task| Executor::new(task, Some("dvc-task")));
+        Ok(state)
+    }
+
+    /// An experiment that has no result.
+    fn task(&self, task: &Task, options: &Options) -> Result<Option<State>, DataError> {
+        let commit = &task.entry.stash_rev;
+        let name = task.entry.name.clone();
+        let mut state = match task.state {
+            TaskState::Success => return Ok(None),
+            TaskState::Queued if options.hide_queued => return Ok(None),
+            TaskState::Failed if options.hide_failed => return Ok(None),
+            // What it has written until now; while it is prepared or removed, what it began with.
+            TaskState::Running => match self.content_of(task) {
+                Some(content) => State { content: Ok(content), commit: None, ..self.at(commit, name)? },
+                None => self.at(commit, name)?,
+            },
+            TaskState::Queued | TaskState::Failed => self.at(commit, name)?,
+        };
+        if let (TaskState::Queued, Ok(content)) = (task.state, &mut state.content) {
+            content.metrics.clear();
+        }
+        let executor = match task.state {
+            TaskState::Failed => None,
+            _ => Some(if task.is_standalone() { "tempdir" } else { "dvc-task" }),
+        };
+        state.executor = Some(Executor::new(task, executor));
+        Ok(Some(state))
+    }
+
+    fn content_of(&self, task: &Task) -> Option<Content> {
+        let project = Project::open(&task.place()?, &|_| {}).ok()?;
+        Content::read(&Tree::workspace(&project).ok()?, self.only_dependencies).ok()
+    }
+}
+
+impl Executor {
+    fn new(task: &Task, name: Option<&'static str>) -> Self {
+        Self {
+            state: task.state,
+            name,
+            root: task.place().map(|place| place.to_string_lossy().into_owned()),
+            process: task.process.clone(),
+            task: (!task.is_standalone()).then(|| task.entry.stash_rev.clone()),
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        let number = |number: Option<i32>| number.map_or(Json::Null, |number| Json::Number(number.to_string()));
+        let process = self.process.as_ref();
+        let is_running = self.state == TaskState::Running;
+        let local = match process {
+            None if self.state != TaskState::Queued => Json::Null,
+            process => Json::Map(vec![
+                ("root".into(), text(self.root.as_ref().filter(|_| is_running))),
+                ("log".into(), text(process.and_then(|process| process.log.as_ref()))),
+                ("pid".into(), number(process.map(|process| process.pid))),
+                ("returncode".into(), number(process.and_then(|process| process.returncode))),
+                ("task_id".into(), text(self.task.as_ref())),
+            ]),
+        };
+        Json::Map(vec![
+            ("state".into(), Json::string(self.state.word().to_lowercase())),
+            ("name".into(), self.name.map_or(Json::Null, Json::string)),
+            ("local".into(), local),
+        ])
     }
 }
 
@@ -227,7 +329,7 @@ fn state_json(state: &State, experiments: &[State]) -> Json {
     let range = |experiment: &State| {
         Json::Map(vec![
             ("revs".into(), Json::List(vec![state_json(experiment, &[])])),
-            ("executor".into(), Json::Null),
+            ("executor".into(), experiment.executor.as_ref().map_or(Json::Null, Executor::to_json)),
             ("name".into(), text(experiment.name.as_ref())),
         ])
     };
@@ -235,7 +337,15 @@ fn state_json(state: &State, experiments: &[State]) -> Json {
         [] => Json::Null,
         list => Json::List(list.iter().map(range).collect()),
     };
+    let is_failed = state.executor.as_ref().is_some_and(|executor| executor.state == TaskState::Failed);
     let (data, error) = match &state.content {
+        Ok(content) if is_failed => (
+            content_json(state, content),
+            Json::Map(vec![
+                ("msg".into(), Json::string("Experiment run failed")),
+                ("type".into(), Json::string("")),
+            ]),
+        ),
         Ok(content) => (content_json(state, content), Json::Null),
         Err(failure) => (
             Json::Null,

@@ -73,7 +73,7 @@ struct Layout {
     uses: HashMap<String, usize>,
 }
 
-const FIXED: [&str; 5] = ["Experiment", "rev", "typ", "Created", "parent"];
+const FIXED: [&str; 7] = ["Experiment", "rev", "typ", "Created", "parent", "State", "Executor"];
 
 impl Layout {
     fn new(states: &[State]) -> Self {
@@ -86,7 +86,7 @@ impl Layout {
                 layout.deps.extend(content.deps.iter().map(|dep| dep.path.clone()));
             }
         }
-        let fixed = FIXED.iter().chain(&["State", "Executor"]).map(|name| (*name).to_owned());
+        let fixed = FIXED.iter().map(|name| (*name).to_owned());
         let named = layout.metrics.iter().chain(&layout.params).flat_map(|(_, names)| names.iter().cloned());
         for name in fixed.chain(named) {
             *layout.uses.entry(name).or_default() += 1;
@@ -135,7 +135,10 @@ impl Layout {
             (Some(commit), Ok(_)) => time(commit, options.raw),
             _ => fill.to_owned(),
         };
-        let mut row = vec![experiment, revision, kind.to_owned(), created, String::new()];
+        let executor = state.executor.as_ref();
+        let by = executor.and_then(|executor| executor.name).map_or_else(|| fill.to_owned(), capitalised);
+        let task = executor.map_or_else(|| fill.to_owned(), |executor| executor.state.word().to_owned());
+        let mut row = vec![experiment, revision, kind.to_owned(), created, String::new(), task, by];
         let empty = Content { params: Files::new(), metrics: Files::new(), deps: Vec::new(), outs: Vec::new() };
         let content = state.content.as_ref().unwrap_or(&empty);
         row.extend(self.cells(&self.metrics, &content.metrics, options));
@@ -171,6 +174,11 @@ impl Layout {
     }
 }
 
+fn capitalised(word: &str) -> String {
+    let (first, rest) = word.split_at(word.len().min(1));
+    format!("{}{rest}", first.to_uppercase())
+}
+
 fn fill(options: &Options) -> &'static str {
     if options.raw { "" } else { "-" }
 }
@@ -197,6 +205,8 @@ pub fn to_table(states: &[State], options: &Options) -> Result<Experiments, Data
             table.rows.push(layout.row(experiment, kind, options));
         }
     }
+    let is_filled = |table: &Table, i: usize| table.rows.iter().any(|row| row[i] != fill(options));
+    table.keep_columns(|table, i| !matches!(i, 5 | 6) || is_filled(table, i));
     if !options.raw {
         merge_names(&mut table);
     }
@@ -260,8 +270,8 @@ fn select_columns(table: &mut Table, options: &Options) -> Result<(), DataError>
     Ok(())
 }
 
-/// The time of a commit: of today the time of the day, otherwise the day.
-fn time(commit: &Commit, raw: bool) -> String {
+/// The time of a commit, for users: of today the time of the day, otherwise the day.
+pub fn time(commit: &Commit, raw: bool) -> String {
     let (seconds, local) = &commit.time;
     if raw {
         return local.clone();

@@ -59,6 +59,18 @@ impl<'a> Index<'a> {
         Ok(())
     }
 
+    /// Gives a file a content that the work tree does not have.
+    ///
+    /// # Errors
+    /// If git cannot be run or fails.
+    pub fn set(&self, path: &Path, content: &[u8]) -> Result<(), DataError> {
+        let relative = path.strip_prefix(self.git.root()).unwrap_or(path).to_string_lossy().into_owned();
+        let hash = ["hash-object", "-w", "--stdin", "--path", &relative];
+        let id = String::from_utf8_lossy(&self.git.run_with_input(&hash, content.to_vec())?).trim().to_owned();
+        let mode = if std::fs::metadata(path).is_ok_and(|file| is_executable(&file)) { "100755" } else { "100644" };
+        self.run(&["update-index", "--add", "--cacheinfo", &format!("{mode},{id},{relative}")]).map(drop)
+    }
+
     /// Makes it that of a commit. Entries that do not change keep the known state of their file.
     ///
     /// # Errors
@@ -88,6 +100,10 @@ impl<'a> Index<'a> {
         let id = self.git.run_with_input(&arguments, message.as_bytes().to_vec())?;
         Ok(String::from_utf8_lossy(&id).trim().to_owned())
     }
+}
+
+fn is_executable(file: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::PermissionsExt::mode(&file.permissions()) & 0o111 != 0
 }
 
 /// Copies an index with its modification time. By it, Git finds out which files may have been changed just after they were added, so that their

@@ -8,6 +8,7 @@ pub(crate) mod experiments;
 pub(crate) mod external;
 pub(crate) mod lineage;
 pub(crate) mod pipeline;
+pub(crate) mod queue;
 pub(crate) mod reports;
 pub(crate) mod upkeep;
 
@@ -135,6 +136,12 @@ pub(crate) enum Data {
         after_help = "Example:\n  slipway data exp save -n larger-batch\n  slipway data exp show"
     )]
     Exp(experiments::Exp),
+    /// Run queued experiments with workers in the background
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway data exp run --queue -S lr=0.1,0.2\n  slipway data queue start && slipway data queue status"
+    )]
+    Queue(queue::Queue),
     /// Print the path from here to the root of the project
     #[command(after_help = "Example:\n  cd \"$(slipway data root)\"")]
     Root,

@@ -6,6 +6,7 @@ mod external;
 mod lineage;
 mod pipeline;
 mod plots;
+mod queue;
 mod reports;
 mod servers;
 mod submitted;
@@ -31,6 +32,7 @@ use slipway_data::{DataError, config};
 use super::Context;
 use crate::Failure;
 use crate::cli::Format;
+use crate::cli::data::experiments::Exp;
 use crate::cli::data::upkeep::{GitHook, Upkeep};
 use crate::cli::data::{self as cli, Data};
 use crate::output::{confirm, print_note, print_text};
@@ -132,6 +134,7 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
             | Data::Upkeep(Upkeep::Data(_) | Upkeep::CheckIgnore(_) | Upkeep::Doctor)
             | Data::Stage(_)
             | Data::Repro(_)
+            | Data::Queue(_)
             | Data::Dag(_)
     ) && !is_unhandled(&verb);
     let is_unprotect = matches!(verb, Data::Unprotect { .. });
@@ -146,7 +149,6 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
 
 /// Whether DVC leaves failures of a command on experiments or other repositories to its top level.
 fn is_unhandled(verb: &Data) -> bool {
-    use cli::experiments::Exp;
     use cli::external::{Artifacts, External};
     match verb {
         Data::Exp(verb) => !matches!(verb, Exp::Save(_) | Exp::Show(_) | Exp::Diff(_)),
@@ -160,11 +162,12 @@ fn is_unhandled(verb: &Data) -> bool {
 async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
     let terminal = Terminal(context);
     let current = std::env::current_dir().map_err(|source| DataError::Io { path: ".".into(), source })?;
-    let open = || -> Result<Project, DataError> {
-        let mut project = Project::open(&current, &|blocker| print_note(blocker))?;
+    let open_at = |folder: &Path| -> Result<Project, DataError> {
+        let mut project = Project::open(folder, &|blocker| print_note(blocker))?;
         project.config.set_servers(servers::servers(context));
         Ok(project)
     };
+    let open = || open_at(&current);
     match verb {
         Data::Init(options) => start(context, &current, &options)?,
         Data::Add(options) => {
@@ -277,6 +280,12 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         Data::Metrics(verb) => reports::run_metrics(context, &open()?, verb)?,
         Data::Plots(cli::reports::Plots::Templates { template }) => plots::templates(template.as_deref())?,
         Data::Plots(verb) => plots::run(context, &open()?, verb)?,
+        Data::Exp(Exp::Run(options)) => experiments::run_pipeline(context, open()?, options, &terminal).await?,
+        Data::Exp(Exp::QueueWorker { number }) => queue::work(&current, number).await?,
+        Data::Exp(Exp::ExecRun(options)) => {
+            return queue::execute(context, &current, options, &open_at, &terminal).await;
+        }
+        Data::Queue(verb) => queue::run(verb, &open).await?,
         Data::Exp(verb) => experiments::run(context, &mut open()?, verb, &terminal).await?,
         Data::Root => print_text(&format!("{}\n", config::relative_path(&find_root(&current)?, &current).display())),
     }

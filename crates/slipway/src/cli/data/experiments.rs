@@ -12,7 +12,7 @@ pub(crate) enum Exp {
     Save(Save),
     /// Run the pipeline as an experiment, with other parameters
     #[command(
-        after_help = "Example:\n  slipway data exp run -n larger-batch -S train.batch=64\n  slipway data exp run -S model.yaml:layers=4 train"
+        after_help = "Example:\n  slipway data exp run -n larger-batch -S train.batch=64\n  slipway data exp run --queue -S 'train.batch=16,32,64' && slipway data exp run --run-all -j 2\n  slipway data exp run --temp -S model.yaml:layers=4 train"
     )]
     Run(Run),
     /// List experiments
@@ -65,6 +65,34 @@ pub(crate) enum Exp {
     /// Receive experiments from a Git remote, and their data
     #[command(after_help = "Example:\n  slipway data exp pull origin larger-batch")]
     Pull(Share),
+    /// Remove what experiments that ran in the queue left behind in .dvc/tmp
+    #[command(after_help = "Example:\n  slipway data exp clean")]
+    Clean,
+    /// Work on the queue; `queue start` starts it
+    #[command(hide = true)]
+    QueueWorker {
+        /// Number of the worker
+        number: usize,
+    },
+    /// Execute an experiment in a folder of its own; workers start it
+    #[command(hide = true)]
+    ExecRun(ExecRun),
+}
+
+/// Options of `data exp exec-run`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecRun {
+    /// Id of the task in the queue
+    #[arg(long)]
+    pub(crate) task: Option<String>,
+    /// File or folder to copy that Git does not track
+    #[arg(short = 'C', long, value_name = "PATH")]
+    pub(crate) copy_paths: Vec<String>,
+    /// Message of the commit
+    #[arg(short, long)]
+    pub(crate) message: Option<String>,
+    /// Commit of the stash with the experiment
+    pub(crate) stash: String,
 }
 
 /// The commits of the experiments.
@@ -108,6 +136,7 @@ pub(crate) struct Save {
 
 /// Options of `data exp run`.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools)] // They are independent options of DVC.
 pub(crate) struct Run {
     /// Name of the experiment; a random one by default
     #[arg(short, long)]
@@ -116,8 +145,23 @@ pub(crate) struct Run {
     #[arg(short = 'S', long, value_name = "[FILE:]NAME=VALUE")]
     pub(crate) set_param: Vec<String>,
     /// Message of the commit
-    #[arg(short, long)]
+    #[arg(short, long, short_alias = 'M')]
     pub(crate) message: Option<String>,
+    /// Put the experiment into the queue; several values of a parameter (a,b or range(1,4)) make several experiments
+    #[arg(long)]
+    pub(crate) queue: bool,
+    /// Run all experiments in the queue, with -j workers side by side
+    #[arg(long, conflicts_with = "queue")]
+    pub(crate) run_all: bool,
+    /// Run the experiment in a temporary folder, not in the workspace
+    #[arg(long)]
+    pub(crate) temp: bool,
+    /// File or folder that Git does not track, to copy for --temp and --queue
+    #[arg(short = 'C', long, value_name = "PATH")]
+    pub(crate) copy_paths: Vec<String>,
+    /// Accepted for DVC: slipway does not compose Hydra's configurations
+    #[arg(long, hide = true)]
+    pub(crate) no_hydra: bool,
     #[command(flatten)]
     pub(crate) repro: super::pipeline::Repro,
 }
@@ -185,11 +229,11 @@ pub(crate) struct Show {
     /// Do not show the workspace
     #[arg(long)]
     pub(crate) hide_workspace: bool,
-    /// Accepted for DVC: slipway has no failed experiments to show
-    #[arg(long, hide = true)]
+    /// Do not show experiments of the queue that failed
+    #[arg(long)]
     pub(crate) hide_failed: bool,
-    /// Accepted for DVC
-    #[arg(long, hide = true)]
+    /// Do not show experiments that wait in the queue
+    #[arg(long)]
     pub(crate) hide_queued: bool,
     /// Accepted for DVC: slipway uses no pager
     #[arg(long, hide = true)]
@@ -234,6 +278,9 @@ pub(crate) struct Remove {
     /// Keep the selected experiments and delete all others
     #[arg(long)]
     pub(crate) keep: bool,
+    /// Remove all that wait in the queue, too
+    #[arg(long, conflicts_with = "keep")]
+    pub(crate) queue: bool,
     /// Delete them in this Git repository (name or URL)
     #[arg(short, long, value_name = "REMOTE")]
     pub(crate) git_remote: Option<String>,

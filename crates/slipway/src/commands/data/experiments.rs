@@ -2,6 +2,7 @@
 
 use slipway_data::DataError;
 use slipway_data::commands::Talk;
+use slipway_data::experiments::queue::{Queue, TaskState};
 use slipway_data::experiments::share::{self, Request};
 use slipway_data::experiments::{self, apply, overrides, run, save, show, table};
 use slipway_data::json::Json;
@@ -12,6 +13,7 @@ use slipway_data::reports::table::Form;
 use slipway_data::revision::{self, Experiment, Selection, repository};
 use slipway_data::scm::{Git, Transfer};
 
+use super::queue;
 use super::reports::{PRECISION, changes_json, form, is_json, print_table};
 use crate::cli::data::experiments as cli;
 use crate::commands::Context;
@@ -42,7 +44,6 @@ pub(super) async fn run(
                 print_text(&format!("Experiment has been saved as: {}\n", saved.name));
             }
         }
-        cli::Exp::Run(options) => run_pipeline(context, project, options, talk).await?,
         cli::Exp::List(options) => list(git()?, &options)?,
         cli::Exp::Show(options) => show_table(context, project, options)?,
         cli::Exp::Diff(options) => show_diff(context, project, &options)?,
@@ -58,7 +59,7 @@ pub(super) async fn run(
                 "Git branch '{branch}' has been created from experiment '{name}'.\nTo switch to the new branch run:\n\n\tgit checkout {branch}\n"
             ));
         }
-        cli::Exp::Remove(options) => remove(git()?, &options)?,
+        cli::Exp::Remove(options) => remove(project, git()?, &options)?,
         cli::Exp::Rename { force, experiment, name } => {
             if experiment == name {
                 print_text("No experiments to rename.\n");
@@ -92,36 +93,55 @@ pub(super) async fn run(
             }
             print_objects(report.objects, "fetched");
         }
+        cli::Exp::Clean => {
+            print_text("Cleaning up dvc-task messages...\n");
+            Queue::of(project)?.clean()?;
+            print_text("Done!\n");
+        }
+        // `dispatch` handles these, for which the lock of the project is not held.
+        cli::Exp::Run(_) | cli::Exp::QueueWorker { .. } | cli::Exp::ExecRun(_) => {}
     }
     Ok(())
 }
 
-async fn run_pipeline(
+/// Runs an experiment in the workspace, elsewhere, or later.
+pub(super) async fn run_pipeline(
     context: &Context,
-    project: &mut Project,
+    mut project: Project,
     options: cli::Run,
     talk: &dyn Talk,
 ) -> Result<(), DataError> {
-    let mut combinations = overrides::combinations(&options.set_param)?;
-    let params = combinations.pop().unwrap_or_default();
-    if !combinations.is_empty() {
-        return Err(DataError::Invalid(
-            "several values of a parameter make several experiments; run them one by one, each with '-S NAME=VALUE'"
-                .into(),
-        ));
+    let repro = super::pipeline::repro_options(context, &project, &options.repro);
+    if options.run_all {
+        let queue = Queue::of(&project)?;
+        drop(project); // The workers take its lock.
+        return queue::run_all(&queue, repro.jobs).await;
     }
-    if options.repro.dry {
+    if repro.dry {
         return Err(DataError::Invalid("an experiment cannot be run dry; `repro --dry` shows the commands".into()));
     }
-    let request = run::Request {
+    let mut combinations = overrides::combinations(&options.set_param)?;
+    let mut request = run::Request {
         name: options.name,
         message: options.message,
-        params,
-        repro: super::pipeline::repro_options(context, project, &options.repro),
+        params: Vec::new(),
+        repro,
         targets: options.repro.targets,
+        copy_paths: options.copy_paths,
     };
-    let say = super::pipeline::say(context);
-    let experiment = run::run(project, &request, talk, say).await?;
+    if options.queue {
+        return queue::put(&mut project, &request, combinations, talk);
+    }
+    request.params = combinations.pop().unwrap_or_default();
+    if !combinations.is_empty() {
+        return Err(DataError::Invalid(
+            "several values of a parameter make several experiments, which have to be queued: add --queue".into(),
+        ));
+    }
+    if options.temp {
+        return queue::run_apart(project, &request, talk);
+    }
+    let experiment = run::run(&mut project, &request, talk, super::pipeline::say(context)).await?;
     print_text(&format!(
         "\nRan experiment(s): {}\nExperiment results have been applied to your workspace.\n",
         experiment.name
@@ -194,6 +214,8 @@ fn show_table(context: &Context, project: &Project, options: cli::Show) -> Resul
             hide_workspace: options.hide_workspace,
             only_dependencies: options.param_deps,
             unnamed: options.sha,
+            hide_queued: options.hide_queued,
+            hide_failed: options.hide_failed,
         },
     )?;
     if is_json(context, options.json) {
@@ -251,23 +273,42 @@ fn show_diff(context: &Context, project: &Project, options: &cli::Diff) -> Resul
     Ok(())
 }
 
-fn remove(git: &Git, options: &cli::Remove) -> Result<(), DataError> {
+fn remove(project: &Project, git: &Git, options: &cli::Remove) -> Result<(), DataError> {
     let commits = &options.commits;
     let by_commit = commits.all_commits || !commits.rev.is_empty();
-    if by_commit != options.experiments.is_empty() {
-        return Err(DataError::Invalid("give either names of experiments, or '--rev' or '--all-commits'".into()));
+    let is_any = by_commit || options.queue || !options.experiments.is_empty();
+    if !is_any || (by_commit && !options.experiments.is_empty()) {
+        return Err(DataError::Invalid(
+            "give either names of experiments, or '--rev', '--all-commits' or '--queue'".into(),
+        ));
     }
     let remote = options.git_remote.as_deref();
+    let queue = Queue::of(project)?;
+    let mut removed = match options.queue {
+        true => queue.clear(&[TaskState::Queued])?,
+        false => Vec::new(),
+    };
+    // A name is that of an experiment, of one in the queue, or of both.
+    let tasks = if remote.is_none() { queue.named(&options.experiments)? } else { Vec::new() };
+    let known = revision::all(git, remote)?;
+    let is_task_only =
+        |name: &&String| tasks.contains(*name) && !known.iter().any(|experiment| experiment.name == **name);
+    let (only_tasks, names): (Vec<&String>, Vec<&String>) = options.experiments.iter().partition(is_task_only);
+    let names: Vec<String> = names.into_iter().cloned().collect();
     let mut selected = match by_commit {
         true => revision::list(git, &selection(commits), remote)?.into_values().flatten().collect(),
-        false => revision::find(git, &options.experiments, remote)?,
+        false => revision::find(git, &names, remote)?,
     };
     if options.keep {
         let kept = selected;
-        selected = revision::all(git, remote)?.into_iter().filter(|experiment| !kept.contains(experiment)).collect();
+        selected = known.into_iter().filter(|experiment| !kept.contains(experiment)).collect();
+    } else {
+        removed.extend(only_tasks.into_iter().cloned());
+        queue.remove(&tasks)?;
     }
     experiments::remove(git, &selected, remote)?;
-    let names: Vec<String> = selected.iter().map(|experiment| format!("'{}'", experiment.name)).collect();
+    removed.extend(selected.into_iter().map(|experiment| experiment.name));
+    let names: Vec<String> = removed.iter().map(|name| format!("'{name}'")).collect();
     print_text(&match names.split_last() {
         None => "No experiments to remove.\n".to_owned(),
         Some((last, [])) => format!("Removed experiments: {last}\n"),

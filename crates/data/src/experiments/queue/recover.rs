@@ -1,0 +1,90 @@
+//! What a killed process left open is closed: a result that was complete is collected, anything else counts as failed.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::broker::Outcome;
+use super::execute::{collect, remove_place};
+use super::records::{Records, status};
+use super::{Message, Queue};
+use crate::error::DataError;
+
+/// The time that killed commands have to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The exit code of a process that was killed.
+const KILLED: i32 = -9;
+
+impl Queue {
+    /// Closes the executions whose processes do not live any more.
+    ///
+    /// # Errors
+    /// If a file or reference cannot be changed.
+    pub fn recover(&self) -> Result<(), DataError> {
+        for message in self.broker.taken()? {
+            let records = self.records(&message.entry);
+            if records.is_own() && self.is_open(&message, &records)? {
+                self.close(&message, &records)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something of an execution is not recorded or not removed.
+    fn is_open(&self, message: &Message, records: &Records) -> Result<bool, DataError> {
+        let has_place = records.info()?.is_some_and(|info| std::path::Path::new(&info.root_dir).exists());
+        let is_running = records.process()?.is_some_and(|process| process.returncode.is_none());
+        Ok(has_place || is_running || self.broker.outcome(&message.id)?.is_none())
+    }
+
+    /// Closes an execution, unless it runs.
+    pub(super) fn close(&self, message: &Message, records: &Records) -> Result<(), DataError> {
+        // While this holds the lock, nobody else closes it.
+        let Some(_lock) = lock_of_dead(records)? else { return Ok(()) };
+        let info = records.info()?;
+        if self.broker.outcome(&message.id)?.is_none() {
+            let is_complete = info.as_ref().is_some_and(|info| info.status == status::SUCCESS);
+            let collected = is_complete && info.as_ref().is_some_and(|info| collect(&self.git, info).is_ok());
+            if let Some(mut info) = info.clone() {
+                info.status = if collected { status::FINISHED } else { status::FAILED };
+                if !collected {
+                    (info.result_hash, info.result_ref) = (None, None);
+                }
+                records.set_info(&info)?;
+            }
+            if collected {
+                self.drop_stashed(&message.entry, &[super::STASH])?;
+            } else {
+                self.stash_failed(&message.entry)?;
+            }
+            self.broker.finish(&message.id, if collected { Outcome::Ended } else { Outcome::Killed })?;
+        }
+        if let Some(mut process) = records.process()?
+            && process.returncode.is_none()
+        {
+            process.returncode = Some(KILLED);
+            records.set_process(&process)?;
+        }
+        info.map_or(Ok(()), |info| remove_place(self, &info))
+    }
+}
+
+/// Takes the lock of an execution whose process is dead; `None` if it runs. The commands of its stages hold the lock, too: if they outlived the
+/// process, they are killed, because nobody would record what they do.
+fn lock_of_dead(records: &Records) -> Result<Option<File>, DataError> {
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    loop {
+        if let Some(lock) = records.lock()? {
+            return Ok(Some(lock));
+        }
+        let Some(process) = records.process()? else { return Ok(None) };
+        // While a process of the group lives, the system gives its number to no other.
+        if process.is_alive() || process.returncode.is_some() || Instant::now() > deadline {
+            return Ok(None);
+        }
+        process.signal_group(Signal::KILL);
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
