@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod cache;
+pub mod catalog;
 pub mod commands;
 pub mod config;
 mod error;
