@@ -25,6 +25,10 @@ target/release/slipway demo --dir "$demo" --keep
 for _ in 1 2; do target/release/slipway gpu bench --cpu --quick --home "$demo/home" -q >/dev/null; done
 # A report saved by an apply on five test hosts (`make test-cluster`) fills the Cluster page.
 mkdir -p "$demo/home/clusters/lab" && cp web/tests/cluster.json "$demo/home/clusters/lab/report.json"
+# Two repositories for the tab Data: a project with a pipeline, and that of the demo, whose data the runs of the demo used.
+web/tests/data-project.sh target/release/slipway target/ui-test-data
+target/release/slipway data repositories add pets "$PWD/target/ui-test-data/project" --home "$demo/home"
+target/release/slipway data repositories add digits "$PWD/$demo/project" --home "$demo/home"
 # A server without tokens, or with tokens from a file, has none in its state folder: then the plain address is used.
 control=$(python3 -c "import json; print(json.load(open('$demo/home/server.json'))['control'])")
 link=$(target/release/slipway token --ui --home "$demo/home" 2>/dev/null || echo "http://$control")

@@ -9,6 +9,7 @@ import { readFileSync } from "node:fs";
 
 import { assertAccessible } from "./accessibility.mjs";
 import { checkCharts } from "./charts.mjs";
+import { checkData, dataPages } from "./data.mjs";
 import { appearances, assertFits, close, open as openContext, passedSteps, problems, shots, step } from "./browser.mjs";
 
 const link = process.env.SLIPWAY_LINK ?? "http://127.0.0.1:7070";
@@ -316,6 +317,8 @@ try {
     await phone.context().close();
   });
 
+  await checkData(page, url);
+
   await step("an unknown path shows an error page", async () => {
     await page.goto(`${url}/nothing`);
     await page.getByRole("heading", { name: "No such page" }).waitFor();
@@ -325,6 +328,7 @@ try {
     const pages = [
       ["overview", "/", "Live traffic"], ["experiments", "/experiments", "Experiments"], ["models", "/models", "Lineage of digits@champion"], ["deployments", "/deployments", "Deployments"],
       ["gpu", "/gpu", "GPUs SIMULATED"], ["fit", "/fit", "Llama 3.1 70B: 70.6b parameters"], ["cluster", "/cluster", "Cluster"], ["run", runPage, "digits-mlp"], ["compare", comparePage, "Compare 4 runs"],
+      ...dataPages,
     ];
     for (const [name, options] of [["light", { viewport: { width: 1280, height: 800 } }], ...appearances]) {
       const other = await open(options);

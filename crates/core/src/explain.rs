@@ -680,6 +680,21 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "`slipway data push` writes valid batches; another program should send each object by itself, to its own path.",
     },
     Topic {
+        code: "data.limit",
+        meaning: "The server reads repositories of other people, with limits on time and sizes, and this one exceeds a limit.",
+        remedy: "Choose a part of it: another path, a subfolder, or fewer revisions. On a clone, `slipway data` has no such limits.",
+    },
+    Topic {
+        code: "data.busy",
+        meaning: "Only a few requests read repositories at the same time, so that the server stays responsive.",
+        remedy: "Repeat the request in a moment.",
+    },
+    Topic {
+        code: "data.unknown_repository",
+        meaning: "The namespace has no data repository with this name. Repositories are registered by administrators.",
+        remedy: "List them with `slipway data repositories list`, or register one with `slipway data repositories add`.",
+    },
+    Topic {
         code: "data.item_name",
         meaning: "A remote stores objects under the paths that DVC writes: `files/md5/XX/…` with the 32 digits of an MD5, or `runs/XX/…`.",
         remedy: "Use the URL only as the URL of a remote: `slipway data remote add NAME URL`.",

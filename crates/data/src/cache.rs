@@ -4,13 +4,14 @@
 //! finished by DVC, and is verified before it is used.
 
 use std::collections::HashSet;
-use std::fs::{File, Permissions};
-use std::io::{Seek, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use md5::{Digest as _, Md5};
+use rustix::fs::OFlags;
 
 use crate::config::LinkType;
 use crate::error::DataError;
@@ -159,6 +160,28 @@ impl Cache {
         }
         let bytes = std::fs::read(&path).map_err(DataError::io(&path))?;
         Manifest::parse(&bytes).map(Some).map_err(|reason| DataError::file(&path, 0, reason))
+    }
+
+    /// Reads the beginning of an object: at most `limit` bytes, and one more if the object has more; `None` if the cache lacks it. A link that
+    /// stands in the place of an object is not followed.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(crate) fn read_start(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, DataError> {
+        let path = self.path(digest);
+        // Without NONBLOCK, a pipe would block.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(DataError::io(&path)(error)),
+        };
+        if !file.metadata().map_err(DataError::io(&path))?.is_file() {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(DataError::io(&path))?;
+        Ok(Some(bytes))
     }
 
     /// Stores a file of the workspace, and returns its MD5. The bytes that are stored are those that were hashed, also if the file changes in

@@ -71,6 +71,12 @@ pub enum DataError {
     Command { command: String, code: i32 },
     #[error("{0}")]
     Reproduction(String),
+    #[error("limit exceeded: {0}")]
+    Limit(String),
+    #[error("the server reads as many repositories as it may at the same time")]
+    TooManyReaders,
+    #[error("there is no repository named '{0}' here")]
+    UnknownRepository(String),
     #[error("{repo}: {reason}")]
     Repository { repo: String, reason: String },
     #[error("{repo} does not track '{path}' at commit {}{hint}", short(commit))]
@@ -160,6 +166,9 @@ impl Explain for DataError {
             Self::Remote { .. } => "data.remote",
             Self::Command { .. } => "data.command",
             Self::Reproduction(_) => "data.reproduction",
+            Self::Limit(_) => "data.limit",
+            Self::TooManyReaders => "data.busy",
+            Self::UnknownRepository(_) => "data.unknown_repository",
             Self::Repository { .. } => "data.repository",
             Self::Untracked { .. } => "data.untracked",
             Self::Unavailable { .. } => "data.unavailable",

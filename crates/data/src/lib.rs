@@ -3,6 +3,7 @@
 pub mod access;
 mod batch;
 pub mod cache;
+pub mod catalog;
 pub mod commands;
 pub mod config;
 mod error;

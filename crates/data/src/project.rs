@@ -101,6 +101,32 @@ impl Project {
         })
     }
 
+    /// A project that is read from commits only: its root is an empty folder, and its own files are in the folder `tmp`.
+    ///
+    /// # Errors
+    /// If a folder cannot be used.
+    pub(crate) fn of_commits(
+        git: Git,
+        root: &Path,
+        config: Config,
+        cache_dir: &Path,
+        tmp: &Path,
+    ) -> Result<Self, DataError> {
+        Ok(Self {
+            rules: Rules::dvcignore(root)?,
+            cache: Cache::new(cache_dir, HashName::Md5, false),
+            legacy_cache: Cache::new(cache_dir, HashName::Dos2Unix, false),
+            state: State::open(tmp),
+            links: Vec::new(),
+            staging: Staging::create_in(tmp)?,
+            current: root.to_owned(),
+            root: root.to_owned(),
+            config,
+            git: Some(git),
+            lock: Lock::acquire(tmp, &|_| ())?,
+        })
+    }
+
     /// The folder of temporary files.
     pub fn tmp(&self) -> PathBuf {
         self.root.join(DVC_DIR).join("tmp")

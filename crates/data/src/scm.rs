@@ -9,7 +9,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use crate::error::DataError;
 
 mod blobs;
+mod bounded;
 mod clone;
+mod history;
 mod refs;
 mod snapshots;
 mod stash;
@@ -17,6 +19,7 @@ mod status;
 mod tree;
 
 pub use blobs::{Blobs, Object};
+pub use history::Described;
 pub use refs::{Commit, RefChange, Transfer};
 pub use snapshots::Index;
 pub use stash::Stashed;
@@ -25,11 +28,18 @@ pub use tree::Blob;
 
 /// Maximum bytes read of a file in a commit.
 const MAX_BLOB_BYTES: usize = 64 << 20;
+/// Maximum bytes read of all files in a commit of a foreign repository. A few bytes of compressed objects can stand for terabytes.
+const MAX_FOREIGN_BYTES: usize = 256 << 20;
+/// Configuration for commands on foreign repositories, whose own configuration could name programs.
+const FOREIGN_CONFIG: [&str; 6] =
+    ["-c", "log.showSignature=false", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"];
 
 /// A Git work tree.
 #[derive(Debug, Clone)]
 pub struct Git {
     root: PathBuf,
+    /// The folder of the objects of a foreign repository.
+    foreign: Option<PathBuf>,
 }
 
 impl Git {
@@ -38,7 +48,7 @@ impl Git {
         let mut current = Some(folder);
         while let Some(path) = current {
             if path.join(".git").exists() {
-                return Some(Self { root: path.to_owned() });
+                return Some(Self::at(path));
             }
             current = if search { path.parent() } else { None };
         }
@@ -47,7 +57,14 @@ impl Git {
 
     /// The work tree or bare repository at a path.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), foreign: None }
+    }
+
+    /// The repository with this Git folder, as if its work tree were at `root`, where nothing need be checked out. It may belong to somebody who
+    /// is not trusted: its commits are read with limits on time and size, its references are not changed, and no hook, filter, helper or
+    /// program of its configuration runs.
+    pub fn foreign(git_dir: &Path, root: &Path) -> Self {
+        Self { root: root.to_owned(), foreign: Some(git_dir.to_owned()) }
     }
 
     /// The root of the work tree.
@@ -58,6 +75,14 @@ impl Git {
     fn command(&self) -> Command {
         let mut command = Command::new("git");
         command.arg("-C").arg(&self.root).env("LC_ALL", "C");
+        if let Some(git_dir) = &self.foreign {
+            command.arg("--git-dir").arg(git_dir).args(FOREIGN_CONFIG);
+            // No protocol has the name "none", so a missing object of a partial clone is an error instead of a connection.
+            command.env("GIT_ALLOW_PROTOCOL", "none").env("GIT_NO_LAZY_FETCH", "1").env("GIT_OPTIONAL_LOCKS", "0");
+            for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_EXTERNAL_DIFF"] {
+                command.env_remove(variable);
+            }
+        }
         command
     }
 
@@ -66,7 +91,12 @@ impl Git {
     }
 
     fn output(&self, arguments: &[&str]) -> Result<Output, DataError> {
-        self.command().args(arguments).stdin(Stdio::null()).output().map_err(start_error)
+        let mut command = self.command();
+        command.args(arguments).stdin(Stdio::null());
+        match self.foreign {
+            Some(_) => bounded::output(command),
+            None => command.output().map_err(start_error),
+        }
     }
 
     /// Runs a command with an input.
@@ -253,12 +283,17 @@ impl Git {
         let files = self.files(commit, select)?;
         let ids: Vec<&str> = files.iter().map(|(_, id)| id.as_str()).collect();
         let mut contents = HashMap::new();
+        let mut total = 0;
         self.read_blobs(&ids, |i, content| {
             let unexpected = || DataError::Git(format!("git cat-file gave an unexpected output for {commit}"));
             let mut bytes = Vec::new();
             content.take(MAX_BLOB_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|_| unexpected())?;
             if bytes.len() > MAX_BLOB_BYTES {
                 return Err(unexpected());
+            }
+            total += bytes.len();
+            if self.foreign.is_some() && total > MAX_FOREIGN_BYTES {
+                return Err(DataError::Limit(format!("the files of commit {commit} have more than 256 MiB")));
             }
             contents.insert(files[i].0.clone(), bytes);
             Ok(())

@@ -26,7 +26,7 @@ const MAX_MANIFEST_BYTES: u64 = crate::manifest::MAX_MANIFEST_BYTES;
 /// Number of objects of a batch that are in memory at the same time.
 const OBJECTS_READ_AT_ONCE: usize = 100;
 /// The folder of the remotes that belong to the installation instead of a namespace. No namespace has this name.
-const INSTALLATION: &str = "_";
+pub(crate) const INSTALLATION: &str = "_";
 
 /// A remote of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl Place {
 }
 
 /// Checks a name that becomes a folder.
-fn check_name(name: &str) -> Result<&str, DataError> {
+pub(crate) fn check_name(name: &str) -> Result<&str, DataError> {
     let is_valid = (1..=63).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));

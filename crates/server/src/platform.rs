@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use slipway_access::{Access, Routes};
 use slipway_core::home::Home;
+use slipway_data::catalog::Catalog;
 use slipway_exec::Executor;
 use slipway_serve::runtime::{Preference, Runtime};
 use slipway_serve::{FetchFuture, Gateway, ModelSource, ResolvedModel};
@@ -28,6 +29,8 @@ pub struct Platform {
     pub gateway: Gateway,
     /// Remotes of versioned data.
     pub data: slipway_data::service::Service,
+    /// Repositories of versioned data that the server reads.
+    pub data_catalog: Catalog,
     /// The database. The server closes it when it stops.
     pub database: Database,
     /// The state folder.
@@ -116,8 +119,13 @@ impl Platform {
             let pid = addresses.and_then(|a| a.get("pid")?.as_u64()).and_then(|p| u32::try_from(p).ok());
             return Err(ServerError::Locked { path: home.root().to_owned(), pid });
         }
-        let migrations =
-            [slipway_track::MIGRATION, slipway_serve::MIGRATION, slipway_gpu::repo::MIGRATION, auth::MIGRATION];
+        let migrations = [
+            slipway_track::MIGRATION,
+            slipway_serve::MIGRATION,
+            slipway_gpu::repo::MIGRATION,
+            slipway_data::catalog::MIGRATION,
+            auth::MIGRATION,
+        ];
         let database = match stores.database.clone() {
             None => Database::open(&home.database(), &migrations)?,
             Some(url) => tokio::task::spawn_blocking(move || Database::connect(&url, &migrations))
@@ -141,6 +149,7 @@ impl Platform {
             tracking,
             gateway,
             data,
+            data_catalog: Catalog::new(database.clone(), &home.work().join("data-repositories")),
             database,
             home: home.clone(),
             request_metrics: Arc::default(),
@@ -175,7 +184,7 @@ impl Platform {
                     .merge(gpu::routes(self.clone()))
                     .merge(cluster::routes(self.clone()))
                     .merge(runs::routes(self.clone()))
-                    .nest("/data", slipway_data::http::routes(self.data.clone())),
+                    .nest("/data", slipway_data::http::routes(&self.data, &self.data_catalog)),
             )
             .merge(api::health_routes(self.clone()));
         let own = addresses.cloned().map(api::addresses_routes).into_iter().fold(own, Routes::merge);

@@ -18,7 +18,8 @@ struct Pages;
 const PAGE: &str = "index.html";
 
 /// First path segments of the views (`web/src/App.svelte`); the overview is at `/`.
-const VIEWS: &[&str] = &["", "experiments", "runs", "compare", "models", "deployments", "gpu", "fit", "cluster"];
+const VIEWS: &[&str] =
+    &["", "data", "experiments", "runs", "compare", "models", "deployments", "gpu", "fit", "cluster"];
 
 /// The content security policy. It allows only scripts and styles from the page's own files: no inline script or style, no frames, no form
 /// submission, and no markup from strings except through Svelte's templates (Trusted Types). `data:` and `blob:` are for images, which

@@ -225,7 +225,7 @@ export class ApiError extends Error {
 }
 
 /** Sends a request and returns a successful response; throws an {@link ApiError} for any other. */
-async function fetchOk(path: string, init?: RequestInit): Promise<Response> {
+export async function fetchOk(path: string, init?: RequestInit): Promise<Response> {
   const response = await send(path, init);
   if (response.ok) return response;
   const body: Record<string, unknown> = await response
@@ -235,7 +235,8 @@ async function fetchOk(path: string, init?: RequestInit): Promise<Response> {
   throw new ApiError(response.status, String(body.message ?? body.error ?? `${response.status} ${response.statusText}`));
 }
 
-async function call<T>(path: string, init?: RequestInit): Promise<T> {
+/** Sends a request and parses the JSON of its response. */
+export async function call<T>(path: string, init?: RequestInit): Promise<T> {
   const text = await (await fetchOk(path, init)).text();
   return (text ? JSON.parse(text) : {}) as T;
 }

@@ -166,11 +166,14 @@ fn dependencies(project: &Project, stage: &Stage) -> Result<Vec<(String, Change)
 /// # Errors
 /// If the file cannot be read or understood.
 pub(crate) fn parameters_change(parameters: &Parameters) -> Result<Option<ParametersChange>, DataError> {
-    let Some(values) = parameter_file(&parameters.path)? else {
-        return Ok(Some(ParametersChange::File(Change::Deleted)));
-    };
-    let Some(recorded) = &parameters.recorded else { return Ok(Some(ParametersChange::File(Change::New))) };
-    let present = parameters.select(&values);
+    Ok(difference_of(parameters, parameter_file(&parameters.path)?.as_ref()))
+}
+
+/// How these values of a parameter file differ from the recorded ones, if they do.
+pub(crate) fn difference_of(parameters: &Parameters, values: Option<&Value>) -> Option<ParametersChange> {
+    let Some(values) = values else { return Some(ParametersChange::File(Change::Deleted)) };
+    let Some(recorded) = &parameters.recorded else { return Some(ParametersChange::File(Change::New)) };
+    let present = parameters.select(values);
     let find =
         |list: &[(String, Value)], key: &String| list.iter().find(|(name, _)| name == key).map(|(_, v)| v.clone());
     let mut keys = parameters.keys.clone();
@@ -189,7 +192,7 @@ pub(crate) fn parameters_change(parameters: &Parameters) -> Result<Option<Parame
             changes.push((key, change));
         }
     }
-    Ok((!changes.is_empty()).then_some(ParametersChange::Keys(changes)))
+    (!changes.is_empty()).then_some(ParametersChange::Keys(changes))
 }
 
 fn outputs(project: &Project, selected: &Selected<'_>) -> Result<Vec<(String, Change)>, DataError> {

@@ -9,6 +9,6 @@ pub mod location;
 pub mod repository;
 
 pub use content::Tracked;
-pub(crate) use git_url::redact;
+pub(crate) use git_url::{check as check_url, redact};
 pub use location::Location;
 pub use repository::{Kind, Node, Options, Repository};

@@ -19,6 +19,8 @@ pub(super) trait Operation {
     const VERB: Verb;
     /// Whether a run may do it in its own namespace.
     const BY_RUNS: bool = true;
+    /// Whether only administrators of the installation may do it.
+    const BY_ADMINISTRATORS: bool = false;
 }
 
 /// Reads items.
@@ -46,23 +48,25 @@ impl Operation for Deleting {
 
 /// The parameters of the path.
 #[derive(Default)]
-struct Named {
-    namespace: Option<String>,
+pub(super) struct Named {
+    pub(super) namespace: Option<String>,
+    pub(super) repository: String,
     remote: String,
     path: String,
     number: String,
 }
 
 /// Reads the parameters of the path, and authorizes the caller in the namespace.
-async fn authorize<O: Operation>(parts: &mut Parts, service: &Service) -> Result<Named, Response> {
+pub(super) async fn authorize<O: Operation, S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<Named, Response> {
     let Some(decision) = parts.extensions.get::<Decision>().cloned() else {
         return Err(Refusal::Unguarded.response(&parts.headers));
     };
-    let params = RawPathParams::from_request_parts(parts, service).await.map_err(IntoResponse::into_response)?;
+    let params = RawPathParams::from_request_parts(parts, state).await.map_err(IntoResponse::into_response)?;
     let mut named = Named::default();
     for (name, value) in &params {
         match name {
             "namespace" => named.namespace = Some(value.to_owned()),
+            "repository" => value.clone_into(&mut named.repository),
             "remote" => value.clone_into(&mut named.remote),
             "path" => value.clone_into(&mut named.path),
             "number" => value.clone_into(&mut named.number),
@@ -71,6 +75,9 @@ async fn authorize<O: Operation>(parts: &mut Parts, service: &Service) -> Result
     }
     let namespace = named.namespace.as_deref().unwrap_or(decision.installation());
     let authorized = match O::BY_RUNS {
+        _ if O::BY_ADMINISTRATORS => {
+            decision.authorize(O::VERB, Resource::Installation, Some(decision.installation())).await
+        }
         true => decision.authorize_or_own_run(O::VERB, Resource::Data, namespace).await,
         false => decision.authorize(O::VERB, Resource::Data, Some(namespace)).await,
     };
@@ -102,7 +109,7 @@ impl<O: Operation + Send> FromRequestParts<Service> for Target<O> {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Self, Response> {
-        let named = authorize::<O>(parts, service).await?;
+        let named = authorize::<O, _>(parts, service).await?;
         let place = Place::new(named.namespace.as_deref(), &named.remote).map_err(|error| error_response(&error))?;
         Ok(Self { place, path: named.path, number: named.number, operation: PhantomData })
     }
@@ -117,6 +124,6 @@ impl FromRequestParts<Service> for Folder {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Self, Response> {
-        Ok(Self { namespace: authorize::<Listing>(parts, service).await?.namespace })
+        Ok(Self { namespace: authorize::<Listing, _>(parts, service).await?.namespace })
     }
 }

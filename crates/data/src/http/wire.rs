@@ -67,6 +67,22 @@ pub struct Complete {
 pub(super) fn error_response(error: &DataError) -> Response {
     let status = match error {
         DataError::HostedName(_) | DataError::ItemName(_) | DataError::Batch(_) => StatusCode::BAD_REQUEST,
+        DataError::UnknownRepository(_) | DataError::Target(_) => StatusCode::NOT_FOUND,
+        DataError::Exists(_) => StatusCode::CONFLICT,
+        DataError::TooManyReaders => StatusCode::SERVICE_UNAVAILABLE,
+        // What a request names, or what a repository contains.
+        DataError::Invalid(_)
+        | DataError::Git(_)
+        | DataError::Repository { .. }
+        | DataError::File { .. }
+        | DataError::Config(_)
+        | DataError::NoRemote(_)
+        | DataError::Remote { .. }
+        | DataError::Unavailable { .. }
+        | DataError::Corrupt { .. }
+        | DataError::Overlap(_)
+        | DataError::Plot(_)
+        | DataError::Limit(_) => StatusCode::UNPROCESSABLE_ENTITY,
         DataError::Mismatch(_) => StatusCode::UNPROCESSABLE_ENTITY,
         DataError::Store(StoreError::NotFound(_) | StoreError::IsFolder(_)) => StatusCode::NOT_FOUND,
         DataError::Store(StoreError::BadPath(_) | StoreError::BadPart { .. }) => StatusCode::BAD_REQUEST,
@@ -78,7 +94,7 @@ pub(super) fn error_response(error: &DataError) -> Response {
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        tracing::error!(%error, "a remote of versioned data failed");
+        tracing::error!(%error, "a request for versioned data failed");
     }
     let body = serde_json::json!({ "error": error.to_string(), "code": error.code(), "hint": error.hint() });
     let mut response = (status, Json(body)).into_response();

@@ -239,6 +239,30 @@ impl Remote {
         }
     }
 
+    /// Reads the beginning of an object: at most `limit` bytes, and one more if the object has more. It is not verified.
+    ///
+    /// # Errors
+    /// If the remote does not have it, or cannot be read.
+    pub(crate) async fn read_start(&self, object: &(HashName, Digest), limit: u64) -> Result<Vec<u8>, DataError> {
+        let path = path_of(object);
+        let backend = match &self.kind {
+            Kind::Folder { current, legacy, .. } => {
+                let folder = if object.0 == HashName::Md5 { current } else { legacy };
+                return folder.read_start(&object.1, limit)?.ok_or_else(|| DataError::Missing(path));
+            }
+            Kind::Other(backend) => backend,
+        };
+        let mut chunks = backend.read(&path, 0).await.map_err(self.failed())?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            bytes.extend_from_slice(&chunk.map_err(self.failed())?);
+            if bytes.len() as u64 > limit {
+                break;
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Receives a file from a byte on. After a broken connection it continues with the next byte.
     async fn receive(
         &self,

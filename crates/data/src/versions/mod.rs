@@ -10,6 +10,7 @@ mod trees;
 
 pub use depot::{Depot, Fetched};
 pub use locate::digests_at;
+pub(crate) use repository::update as update_mirror;
 pub use repository::without_credentials;
 
 /// Reports progress in a sentence.

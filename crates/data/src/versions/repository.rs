@@ -18,6 +18,8 @@ use crate::scm::Git;
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(600);
 /// A transfer that receives less than a kilobyte per second for this many seconds fails.
 const STALL_SECONDS: &str = "30";
+/// Limit of a file that Git writes, in blocks of 512 bytes: packs of more than 16 GiB are not received, so that a repository cannot fill the disk.
+const MAX_FILE_BLOCKS: &str = "33554432";
 /// Protocols that Git may use; `ext::` would run a command.
 const PROTOCOLS: &str = "file:git:http:https:ssh";
 
@@ -128,7 +130,7 @@ async fn mirror(version: &Version, rev: &str, mirrors: &Path) -> Result<Git, Str
 }
 
 /// Creates the mirror at a path, or updates it if it does not have the revision.
-async fn update(url: &str, rev: &str, path: &Path, options: &[&str]) -> Result<(), String> {
+pub(crate) async fn update(url: &str, rev: &str, path: &Path, options: &[&str]) -> Result<(), String> {
     if !path.is_dir() {
         let mirrors = path.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(mirrors).map_err(|error| format!("{}: {error}", mirrors.display()))?;
@@ -151,8 +153,9 @@ async fn update(url: &str, rev: &str, path: &Path, options: &[&str]) -> Result<(
 
 /// Runs a Git command that transfers. It cannot ask for a password, and ends with an error instead of waiting for ever.
 async fn git(options: &[&str], arguments: &[&str]) -> Result<(), String> {
-    let mut command = Command::new("git");
+    let mut command = Command::new("sh");
     command
+        .args(["-c", "ulimit -f \"$0\" && exec git \"$@\"", MAX_FILE_BLOCKS])
         .args(["-c", "http.lowSpeedLimit=1000", "-c", &format!("http.lowSpeedTime={STALL_SECONDS}")])
         .args(options)
         .args(arguments)

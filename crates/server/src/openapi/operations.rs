@@ -1,6 +1,7 @@
 //! The operations of slipway's own API: for each route a name, a summary, and the types of its request and responses.
 
 mod data;
+mod repositories;
 
 use std::collections::HashMap;
 
@@ -39,10 +40,16 @@ fn delete(path: &'static str, id: &'static str, summary: &'static str) -> Operat
 
 /// All operations; a test compares them with the table of routes.
 pub(crate) fn operations() -> Vec<Operation> {
-    [server(), deployments(), lineage(), machines(), submitted_runs(), data::operations()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let all = [
+        server(),
+        deployments(),
+        lineage(),
+        machines(),
+        submitted_runs(),
+        data::operations(),
+        repositories::operations(),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 fn server() -> Vec<Operation> {

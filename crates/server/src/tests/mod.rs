@@ -9,6 +9,7 @@ mod health;
 mod json_schema;
 mod metrics;
 mod openapi;
+mod repositories;
 
 use std::sync::Arc;
 

@@ -10,6 +10,7 @@ pub(crate) mod lineage;
 pub(crate) mod pipeline;
 pub(crate) mod queue;
 pub(crate) mod reports;
+pub(crate) mod repositories;
 pub(crate) mod upkeep;
 
 /// Verbs of `data`.
@@ -92,6 +93,12 @@ pub(crate) enum Data {
     /// Show which runs, models and deployments used data
     #[command(after_help = "Example:\n  slipway data lineage images\n  slipway data lineage images/cat.png --rev v1")]
     Lineage(lineage::Lineage),
+    /// Manage the repositories that the server shows in its UI
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway data repositories add digits https://git.example.com/team/digits\n  slipway data repositories list"
+    )]
+    Repositories(repositories::Repositories),
     /// Add or list stages of pipelines
     #[command(
         subcommand,

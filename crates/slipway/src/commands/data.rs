@@ -8,6 +8,7 @@ mod pipeline;
 mod plots;
 mod queue;
 mod reports;
+mod repositories;
 mod servers;
 mod submitted;
 mod upkeep;
@@ -118,6 +119,9 @@ fn failure(error: &DataError, handled: bool) -> Failure {
 pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
     if let Data::Lineage(options) = &verb {
         return lineage::lineage(context, options).await;
+    }
+    if let Data::Repositories(verb) = &verb {
+        return repositories::run(context, verb).await;
     }
     // DVC's commands that handle their failures exit with 1, the others with 255.
     let handled = !matches!(
@@ -254,7 +258,7 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         }
         Data::Remote(verb) => return remote(&current, verb),
         Data::Config(options) => show_config(&current, options)?,
-        Data::Lineage(_) => {} // `run` handles it, since it calls a server.
+        Data::Lineage(_) | Data::Repositories(_) => {} // `run` handles them, since they call a server.
         Data::Cache(cli::Cache::Dir { level, unset, path }) => cache_dir(&current, &level, unset, path)?,
         Data::Cache(cli::Cache::Migrate { dvc_files, dry }) => {
             let dry = dry || context.global.dry_run;

@@ -18,7 +18,8 @@ use crate::project::{DVC_DIR, Project};
 use crate::yaml::Value;
 
 pub use collect::{collect, revisions_of_diff};
-pub use page::page;
+pub use page::{Figure, figures, page};
+pub(crate) use points::rows as separated_rows;
 
 /// The points of a plot in all revisions.
 #[derive(Debug, Clone)]

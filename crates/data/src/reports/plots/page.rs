@@ -60,6 +60,52 @@ pub fn page(plots: &Plots, title: &str, revisions: &[String]) -> String {
     )
 }
 
+/// A plot as a picture, for a page of another program.
+#[derive(Debug, Clone)]
+pub struct Figure {
+    /// The title.
+    pub title: String,
+    /// A document in SVG with its own colours, one of which fits light, the other dark pages.
+    pub svg: [String; 2],
+    /// The names of the groups, each with its colour and dashes.
+    pub legend: Vec<(String, &'static str, &'static str)>,
+}
+
+/// The plots with points as pictures.
+pub fn figures(plots: &Plots) -> Vec<Figure> {
+    let figure = |series: &Series| {
+        let (drawing, legend) = draw(series);
+        let legend = legend
+            .into_iter()
+            .map(|entry| (entry.name, COLORS[entry.color % COLORS.len()], entry.dash.unwrap_or_default()))
+            .collect();
+        let colored = |[text, soft, line, card]: [&str; 4]| {
+            let marks: String = COLORS
+                .iter()
+                .enumerate()
+                .map(|(i, color)| format!(".line.c{i}{{stroke:{color}}}.mark.c{i},.bar.c{i}{{fill:{color}}}"))
+                .collect();
+            let style = format!(
+                "<style>svg{{font-family:system-ui,sans-serif}}.grid{{stroke:{line}}}.axis{{stroke:{soft}}}.tick{{fill:{soft};font-size:12px}}.label{{fill:{text};font-size:13px}}.tick.on{{fill:{card}}}.line{{fill:none;stroke-width:2;stroke-linejoin:round}}.cell{{fill:#4a5bd4}}{marks}</style>"
+            );
+            drawing.replacen('>', &format!(">{style}"), 1)
+        };
+        Figure {
+            title: series.title.clone(),
+            svg: [
+                colored(["#1c2230", "#5b6472", "#dfe3e8", "#fff"]),
+                colored(["#e6e9ef", "#9aa4b2", "#323a46", "#1b2029"]),
+            ],
+            legend,
+        }
+    };
+    let series = plots.plots.iter().filter_map(|(_, content)| match content {
+        Content::Series(series) => Some(figure(series)),
+        Content::Pictures(_) => None,
+    });
+    series.collect()
+}
+
 fn chart(series: &Series) -> String {
     let (svg, legend) = draw(series);
     let entry = |entry: &super::chart::LegendEntry| {

@@ -48,7 +48,7 @@ pub(super) fn parse_separated(text: &str, separator: char, header: bool) -> Valu
 }
 
 /// The rows of separated values. Values in double quotes may contain separators, line breaks and doubled quotes.
-fn rows(text: &str, separator: char) -> Vec<Vec<String>> {
+pub(crate) fn rows(text: &str, separator: char) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let mut row = Vec::new();
     let mut value = String::new();

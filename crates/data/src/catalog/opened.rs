@@ -1,0 +1,261 @@
+//! A repository that is open at a revision.
+
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::registry::Registered;
+use crate::commands::used::stages_at;
+use crate::config::{Config, Files, Level};
+use crate::error::DataError;
+use crate::external::redact;
+use crate::ini::Ini;
+use crate::manifest::{Manifest, digest_of};
+use crate::model::{Digest, HashName};
+use crate::project::{DVC_DIR, Project, cache_dir, find_output};
+use crate::remote::Remote;
+use crate::revision::resolve;
+use crate::scm::Git;
+use crate::stage::{Output, Stage};
+
+/// Maximum bytes of a path or revision in a request.
+const MAX_NAME_BYTES: usize = 4096;
+/// Maximum bytes of a manifest; about 600,000 files.
+const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+/// Maximum duration of a request to a remote.
+pub(super) const REMOTE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Objects up to this size are verified when they are read.
+const VERIFIED_BYTES: u64 = 64 << 20;
+
+/// A repository at a commit. What it reads of the repository's data comes from its cache, or from its remotes.
+#[derive(Debug)]
+pub struct Opened {
+    /// The project, whose root is an empty folder.
+    pub(super) project: Project,
+    /// The repository.
+    pub(super) git: Git,
+    /// The commit.
+    pub(super) commit: String,
+    /// Whether its cache and remotes may be folders of this machine: those of a repository that was registered by its path.
+    pub(super) is_local: bool,
+    runtime: Handle,
+    name: String,
+    folders: tempfile::TempDir,
+}
+
+/// Checks a path in the repository.
+///
+/// # Errors
+/// [`DataError::Invalid`] if it could name something outside.
+pub(super) fn check_path(path: &str) -> Result<(), DataError> {
+    let is_inside = Path::new(path).components().all(|component| matches!(component, Component::Normal(_)));
+    let is_normal = !path.split('/').any(|name| matches!(name, "" | "." | ".."));
+    let is_valid = is_inside && is_normal && path.len() <= MAX_NAME_BYTES && !path.contains(char::is_control);
+    if is_valid { Ok(()) } else { Err(DataError::Invalid(format!("{path:?} is not a path in the repository"))) }
+}
+
+/// Checks a revision: a commit, or the name of a branch, tag or experiment, perhaps with `^` or `~` and a number. Git's other forms can be
+/// expensive, as they search the history.
+///
+/// # Errors
+/// [`DataError::Invalid`] for another form.
+pub(super) fn check_revision(revision: &str) -> Result<(), DataError> {
+    let is_allowed = |c: char| c.is_alphanumeric() || "-_./+^~#@".contains(c);
+    let is_valid = !revision.is_empty()
+        && revision.len() <= MAX_NAME_BYTES
+        && !revision.starts_with('-')
+        && !revision.contains("..")
+        && revision.chars().all(is_allowed);
+    if is_valid { Ok(()) } else { Err(DataError::Invalid(format!("{revision:?} is not the name of a revision"))) }
+}
+
+impl Opened {
+    /// Opens a repository, or its mirror, at a revision; by default at the last commit of the current branch.
+    ///
+    /// # Errors
+    /// If it is not a repository with a DVC project, or has no such revision.
+    pub(super) fn new(
+        registered: &Registered,
+        mirror: Option<&Path>,
+        revision: Option<&str>,
+        runtime: Handle,
+    ) -> Result<Self, DataError> {
+        let failed = |reason: &str| DataError::Repository { repo: redact(&registered.location), reason: reason.into() };
+        let place = mirror.unwrap_or_else(|| Path::new(&registered.location));
+        let is_bare = place.join("HEAD").is_file() && place.join("objects").is_dir();
+        let git_dir = if is_bare { place.to_owned() } else { place.join(".git") };
+        if !git_dir.exists() {
+            return Err(failed("it is not the root of a Git repository"));
+        }
+        let folders = tempfile::tempdir().map_err(DataError::io(std::env::temp_dir()))?;
+        let (tree, tmp) = (folders.path().join("tree"), folders.path().join("tmp"));
+        let root = tree.join(&registered.folder);
+        for folder in [&root, &tmp] {
+            std::fs::create_dir_all(folder).map_err(DataError::io(folder))?;
+        }
+        let git = Git::foreign(&git_dir, &tree);
+        if let Some(revision) = revision {
+            check_revision(revision)?;
+        }
+        let commit = match revision {
+            Some(revision) => resolve(&git, revision)?,
+            None => git.resolve("HEAD")?.ok_or_else(|| failed("it has no commits"))?,
+        };
+        let is_local = mirror.is_none();
+        let work_tree = (is_local && !is_bare).then(|| place.join(&registered.folder).join(DVC_DIR));
+        let config_path = Path::new(&registered.folder).join(DVC_DIR).join("config");
+        let mut committed = git.read(&commit, |path| Path::new(path) == config_path)?;
+        let committed = committed.remove(&config_path);
+        if committed.is_none() && revision.is_none() {
+            return Err(failed(&format!(
+                "its commit has no file {}, so that it contains no project",
+                config_path.display()
+            )));
+        }
+        let config = match &work_tree {
+            Some(dvc_dir) if dvc_dir.join("config").is_file() => Files::new(Some(dvc_dir.clone())).load()?,
+            _ => config_of_commit(&committed.unwrap_or_default(), &root.join(DVC_DIR))?,
+        };
+        // Without a work tree there is no cache: a folder that does not exist.
+        let cache = work_tree.map_or_else(|| folders.path().join("cache"), |dvc_dir| cache_dir(&config, &dvc_dir));
+        let project = Project::of_commits(git.clone(), &root, config, &cache, &tmp)?;
+        Ok(Self { project, git, commit, is_local, runtime, name: redact(&registered.location), folders })
+    }
+
+    /// The error without the paths of the temporary folders of this request.
+    pub(super) fn without_paths(&self, error: DataError) -> DataError {
+        let text = error.to_string();
+        let place = self.folders.path().to_string_lossy();
+        if !text.contains(&*place) {
+            return error;
+        }
+        let (tree, tmp) = (format!("{place}/tree/"), format!("{place}/"));
+        DataError::Repository { repo: self.name.clone(), reason: text.replace(&tree, "").replace(&tmp, "") }
+    }
+
+    /// The stages of the project.
+    pub(super) fn stages(&self) -> Result<Vec<Stage>, DataError> {
+        stages_at(&self.project, &self.commit)
+    }
+
+    /// The path below the root of the project, for users.
+    pub(super) fn shown(&self, path: &Path) -> String {
+        path.strip_prefix(&self.project.root).unwrap_or(path).to_string_lossy().into_owned()
+    }
+
+    /// The absolute path of one below the root of the project.
+    pub(super) fn absolute(&self, path: &str) -> Result<PathBuf, DataError> {
+        check_path(path)?;
+        Ok(self.project.root.join(path))
+    }
+
+    /// The data set at or above a path (absolute): its stage, itself, and the part of it that the path names.
+    pub(super) fn output<'a>(
+        &self,
+        stages: &'a [Stage],
+        path: &Path,
+    ) -> Result<(&'a Stage, &'a Output, String), DataError> {
+        let unknown = || DataError::Target(self.shown(path));
+        let (stage, output) = find_output(stages, path).ok_or_else(unknown)?;
+        let root = output.path.as_deref().ok_or_else(unknown)?;
+        let part = path.strip_prefix(root).map_err(|_| unknown())?;
+        Ok((stage, output, part.to_string_lossy().into_owned()))
+    }
+
+    /// The remote that has an output, unless it is a folder that this repository may not name.
+    pub(super) fn remote(&self, name: Option<&str>) -> Result<Remote, DataError> {
+        let remote = Remote::open(&self.project.config, name, "fetch")?;
+        match remote.is_folder() && !self.is_local {
+            true => Err(DataError::NoRemote(format!("remote '{}' is a folder of another machine", remote.name))),
+            false => Ok(remote),
+        }
+    }
+
+    /// Waits for a remote, up to [`REMOTE_TIMEOUT`].
+    pub(super) fn wait<T>(&self, request: impl Future<Output = Result<T, DataError>>) -> Result<T, DataError> {
+        let waited = self.runtime.block_on(async { tokio::time::timeout(REMOTE_TIMEOUT, request).await });
+        let late = || DataError::Limit(format!("the remote did not respond within {} s", REMOTE_TIMEOUT.as_secs()));
+        waited.map_err(|_| late())?
+    }
+
+    /// The beginning of an object, from the cache or the remote of its output: at most `limit` bytes, and whether that is all of it.
+    ///
+    /// # Errors
+    /// [`DataError::Unavailable`] if it is in neither, [`DataError::Corrupt`] if it has another content.
+    pub(super) fn object(&self, output: &Output, digest: &Digest, limit: u64) -> Result<(Vec<u8>, bool), DataError> {
+        let read = match self.project.cache_of(output.hash).read_start(digest, limit)? {
+            Some(bytes) => Ok(bytes),
+            None => self
+                .remote(output.remote.as_deref())
+                .and_then(|remote| self.wait(remote.read_start(&(output.hash, *digest), limit))),
+        };
+        let mut bytes = read.map_err(|error| DataError::Unavailable {
+            path: output.path.as_deref().map_or_else(|| output.written.clone(), |path| self.shown(path)),
+            commit: self.commit.clone(),
+            missing: 1,
+            total: 1,
+            oid: digest.to_string(),
+            why: match error {
+                // The message of a remote contains its address, which may have credentials.
+                DataError::Remote { reason, .. } => reason,
+                other => other.to_string(),
+            },
+        })?;
+        let is_complete = bytes.len() as u64 <= limit;
+        bytes.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        let is_verifiable = is_complete && output.hash == HashName::Md5 && limit <= VERIFIED_BYTES;
+        if is_verifiable && digest_of(&bytes).md5 != digest.md5 {
+            return Err(DataError::Corrupt { oid: digest.to_string(), place: "the cache or remote".into() });
+        }
+        Ok((bytes, is_complete))
+    }
+
+    /// The files of an output: those of a folder, or one with an empty path.
+    ///
+    /// # Errors
+    /// As [`Self::object`]; [`DataError::Limit`] for a folder with too many files.
+    pub(super) fn manifest(&self, output: &Output, digest: &Digest) -> Result<Manifest, DataError> {
+        if !digest.is_dir {
+            let entry = crate::manifest::Entry { path: String::new(), digest: *digest, size: output.meta.size };
+            return Ok(Manifest::new(vec![entry]));
+        }
+        let (bytes, is_complete) = self.object(output, digest, MAX_MANIFEST_BYTES)?;
+        if !is_complete {
+            return Err(DataError::Limit(format!(
+                "the list of the files of '{}' has more than 64 MiB",
+                output.written
+            )));
+        }
+        Manifest::parse(&bytes).map_err(|reason| DataError::file(Path::new(&digest.to_string()), 0, reason))
+    }
+}
+
+/// The configuration of a project without a work tree. It may not name files of this machine.
+fn config_of_commit(text: &[u8], dvc_dir: &Path) -> Result<Config, DataError> {
+    let mut config = Files::new(None).load_below(Some(Level::Project))?;
+    let text = String::from_utf8_lossy(text);
+    let ini = Ini::parse(&text).map_err(|(line, reason)| DataError::file(&dvc_dir.join("config"), line, reason))?;
+    config.merge_file(&ini, dvc_dir);
+    config.remove_local_files();
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_revisions_that_leave_the_repository_are_rejected() {
+        for path in ["", "..", "../x", "/etc/passwd", "a/../b", "a//b", "./a", "a/", "a\0b", &"x".repeat(5000)] {
+            assert!(check_path(path).is_err(), "{path:?}");
+        }
+        assert!(check_path("data/images/ü 1.png").is_ok());
+        for revision in ["", "--all", "HEAD..x", ":/text", "HEAD^{/x}", "a b", "@{-1}", "HEAD:x", "a\nb"] {
+            assert!(check_revision(revision).is_err(), "{revision:?}");
+        }
+        for revision in ["HEAD", "HEAD~2", "v1.0", "feature/x", "0a1b2c3", "main^"] {
+            assert!(check_revision(revision).is_ok(), "{revision:?}");
+        }
+    }
+}
