@@ -212,6 +212,7 @@ pub(super) fn read_arguments(git: &Git, root: &Path, stash: &str) -> Result<Argu
                 _ => repro::OnError::Fail,
             },
             jobs: 1,
+            ..repro::Options::default()
         },
     })
 }
