@@ -11,8 +11,11 @@ of it), and to DVC. `--million` measures memory and status with 1,000,000 files.
 
 import argparse
 import dataclasses
+import hashlib
+import multiprocessing
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -72,6 +75,37 @@ def system(program, root, environment):
     cost = timed(["cp", "-r", data, "copy"], root, environment)
     remove(root / "copy")
     return cost
+
+
+def create(share):
+    """Creates the files of one process, with a rename or directly."""
+    root, numbers, content, renames = share
+    for i in numbers:
+        digest = hashlib.md5(str(i).encode()).hexdigest()
+        path = f"{root}/{digest[:2]}/{digest[2:]}"
+        first = f"{root}/{digest[:2]}/.{i}" if renames else path
+        file = os.open(first, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+        os.write(file, content)
+        os.close(file)
+        if renames:
+            os.rename(first, path)
+
+
+def creation(root, files, size, renames):
+    """What it costs only to create the files of a cache, with one process per core: a bound that the file system sets."""
+    folder, processes = root / "created", os.cpu_count() or 1
+    for shard in range(256):
+        (folder / f"{shard:02x}").mkdir(parents=True)
+    shares = [(folder, range(first, files, processes), b"x" * size, renames) for first in range(processes)]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        pool.map(create, shares, chunksize=1)
+        seconds = time.monotonic() - start
+        pool.close()
+        pool.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shutil.rmtree(folder)
+    return Cost(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 0)
 
 
 def measure(program, make, root, environment, compare):
@@ -148,6 +182,10 @@ def main():
             root = pathlib.Path(folder)
             environment = {**os.environ, "HOME": folder, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(root / "site"), "GIT_CONFIG_GLOBAL": os.devnull}
             print(f"{name}\n  {'':<15}{'slipway':>10}{'all cores':>10}{'memory':>11}{'system':>11}{'ratio':>8}{'cores':>8}" + ("" if options.no_dvc else f"{'DVC':>11}{'memory':>11}{'ratio':>8}"), flush=True)
+            if make and "files" in name:
+                for what, renames in {"only created": False, "and renamed": True}.items():
+                    cost = creation(root, options.files, options.file_bytes, renames)
+                    print(f"  {what:<15}{'':>40}{cost.seconds:>7.2f} s{cost.cpu:>8.2f} s", flush=True)
             if options.million:
                 ours, limits, theirs = measure_million(slipway, root, environment), {}, {}
             else:

@@ -395,20 +395,12 @@ impl Cache {
         let source = other.path(digest);
         let mut file = open(&source)?;
         let temporary = Temporary::create(&self.make_shard(digest)?, self.mode)?;
-        let mut target = temporary.file();
-        let small = with_buffer(|buffer| {
-            let length = fill(&mut file, buffer).map_err(DataError::io(&source))?;
-            if length == buffer.len() {
-                return Ok(None);
-            }
-            target.write_all(&buffer[..length]).map_err(DataError::io(temporary.path()))?;
-            let mut hasher = Hasher::new(self.hash);
-            hasher.update(if verify { &buffer[..length] } else { &[] });
-            Ok::<_, DataError>(Some(!verify || hasher.finish() == digest.md5))
-        })?;
-        let is_valid = match small {
-            Some(is_valid) => is_valid,
-            None => self.copy_large(&mut file, &temporary, digest, verify).map_err(DataError::io(&source))?,
+        let is_valid = if self.reflink(&file, temporary.file()) {
+            !verify || hash_file(temporary.path(), self.hash)? == digest.md5
+        } else {
+            let copied = self.copy_small(&mut file, &temporary, digest, verify).transpose();
+            let copied = copied.unwrap_or_else(|| self.copy_large(&mut file, &temporary, digest, verify));
+            copied.map_err(DataError::io(&source))?
         };
         if !is_valid {
             return Err(DataError::Corrupt { oid: digest.to_string(), place: source });
@@ -416,15 +408,37 @@ impl Cache {
         temporary.publish(&self.path(digest), Some(self.mode))
     }
 
-    /// Copies a large object, and returns whether its content is that of the digest, or not to be verified.
+    /// Copies an object that fits into a buffer, and returns whether its content is that of the digest, or not to be verified; `None` if it is
+    /// too large.
+    fn copy_small(
+        &self,
+        file: &mut File,
+        to: &Temporary,
+        digest: &Digest,
+        verify: bool,
+    ) -> std::io::Result<Option<bool>> {
+        with_buffer(|buffer| {
+            let length = fill(file, buffer)?;
+            if length == buffer.len() {
+                return Ok(None);
+            }
+            to.file().write_all(&buffer[..length])?;
+            if !verify {
+                return Ok(Some(true));
+            }
+            let mut hasher = Hasher::new(self.hash);
+            hasher.update(&buffer[..length]);
+            Ok(Some(hasher.finish() == digest.md5))
+        })
+    }
+
+    /// Copies a large object, and returns the same.
     fn copy_large(&self, file: &mut File, to: &Temporary, digest: &Digest, verify: bool) -> std::io::Result<bool> {
         file.rewind()?;
-        if !self.reflink(file, to.file()) {
-            if verify && self.hash == HashName::Md5 {
-                return Ok(copy_and_hash(file, to.file())? == digest.md5);
-            }
-            std::io::copy(file, &mut to.file())?;
+        if verify && self.hash == HashName::Md5 {
+            return Ok(copy_and_hash(file, to.file())? == digest.md5);
         }
+        std::io::copy(file, &mut to.file())?;
         Ok(!verify || hash_file(to.path(), self.hash).map_err(std::io::Error::other)? == digest.md5)
     }
 }

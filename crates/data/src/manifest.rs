@@ -168,6 +168,20 @@ mod tests {
     }
 
     #[test]
+    fn the_digest_of_a_long_manifest_is_that_of_its_bytes() {
+        let md5 = "60b725f10c9c85c70d97880dfe8191b3";
+        for files in [0, 1, PIECE_BYTES / 70, 3000] {
+            let manifest = Manifest::new((0..files).map(|i| entry(&format!("folder/{i}"), md5)).collect());
+            let bytes = manifest.to_bytes();
+            assert_eq!(manifest.digest(), digest_of(&bytes), "{files}");
+            assert_eq!(Manifest::parse(&bytes), Ok(manifest));
+        }
+        for text in ["", "{}", "[1]", "[{}]", "[", "[] []", r#"[{"md5": "x", "relpath": "a"}]"#] {
+            assert!(Manifest::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn names_are_escaped_as_python_does() {
         let manifest = Manifest::new(vec![entry("é\"\\\u{1f600}\u{7f}\n", "60b725f10c9c85c70d97880dfe8191b3")]);
         let text = String::from_utf8(manifest.to_bytes()).unwrap();

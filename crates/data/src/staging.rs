@@ -168,3 +168,76 @@ pub(crate) fn set_executable(path: &Path) -> Result<(), DataError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Cache;
+    use crate::config::LinkType;
+    use crate::model::{Digest, HashName};
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            read_folder(folder).unwrap().iter().map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_folder_appears_complete_or_not_at_all() {
+        let root = tempfile::tempdir().unwrap();
+        let staging = Staging::create_in(&root.path().join("tmp")).unwrap();
+        let target = root.path().join("work/data");
+        let tree = staging.tree(&target).unwrap().unwrap();
+        tree.make_folders(["a/b/x", "a/b/y", "c/x", "z"].into_iter()).unwrap();
+        std::fs::write(tree.path().join("a/b/x"), "x").unwrap();
+        assert!(!target.exists());
+        assert!(tree.publish(&target).unwrap());
+        assert_eq!((names(&target), names(&target.join("a/b"))), (vec!["a".into(), "c".into()], vec!["x".into()]));
+
+        // What failed leaves nothing, and neither replaces what is there.
+        let other = staging.tree(&target).unwrap().unwrap();
+        std::fs::write(other.path().join("x"), "x").unwrap();
+        assert!(other.publish(&target).is_err());
+        drop(staging.tree(&target).unwrap().unwrap());
+        assert!(names(staging.path()).is_empty() && names(&target) == ["a", "c"]);
+
+        // A killed process leaves its folder, which the next command removes.
+        let killed = staging.tree(&target).unwrap().unwrap();
+        std::fs::create_dir(killed.path().join("a")).unwrap();
+        std::mem::forget(killed);
+        assert_eq!(names(staging.path()).len(), 1);
+        let staging = Staging::create_in(&root.path().join("tmp")).unwrap();
+        assert!(names(staging.path()).is_empty());
+    }
+
+    #[test]
+    fn every_kind_of_link_replaces_the_others_and_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let staging = Staging::create_in(&root.path().join("tmp")).unwrap();
+        let cache = Cache::new(&root.path().join("cache"), HashName::Md5, false);
+        let digest = Digest::parse("5d41402abc4b2a76b9719d911017c592").unwrap();
+        cache.put(&digest, b"hello").unwrap();
+        let target = root.path().join("work/x");
+        let all = [LinkType::Hardlink, LinkType::Symlink, LinkType::Copy];
+        for link in all.iter().flat_map(|first| all.iter().flat_map(move |second| [first, second])) {
+            cache.link(&digest, &target, &[*link], &staging).unwrap();
+            let metadata = target.symlink_metadata().unwrap();
+            let found = match metadata.is_symlink() {
+                true => LinkType::Symlink,
+                false if metadata.nlink() > 1 => LinkType::Hardlink,
+                false => LinkType::Copy,
+            };
+            assert_eq!(found, *link);
+            assert_eq!(std::fs::read(&target).unwrap(), b"hello");
+            assert!(names(staging.path()).is_empty(), "{link:?}");
+        }
+        // In a new folder, a type that does not work leaves no file in the way of the next one.
+        let fresh = root.path().join("work/fresh");
+        cache.link_new(&digest, &fresh, &[LinkType::Reflink, LinkType::Copy]).unwrap();
+        assert_eq!(std::fs::read(&fresh).unwrap(), b"hello");
+        let missing = Digest::parse("d41d8cd98f00b204e9800998ecf8427e").unwrap();
+        assert!(cache.link_new(&missing, &root.path().join("work/missing"), &[LinkType::Copy]).is_err());
+        assert_eq!(names(&root.path().join("work")), ["fresh", "x"]);
+    }
+}

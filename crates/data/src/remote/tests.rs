@@ -81,6 +81,74 @@ async fn objects_travel_over_a_slipway_server() {
 }
 
 #[tokio::test]
+async fn small_objects_travel_in_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::open(&Objects::open(folder.path().join("objects")).unwrap()).unwrap();
+    let routes = Routes::new().nest("/api/v1/data", crate::http::routes(service));
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&requests);
+    let count = axum::middleware::from_fn(move |request: axum::extract::Request, next: axum::middleware::Next| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        next.run(request)
+    });
+    let url = serve(Guard::in_process().protect(routes).layer(count)).await;
+    let remote = open(&folder.path().join("dvc"), &format!("{url}/api/v1/data/remotes/team"), "").unwrap();
+    let cache = |name: &str| Cache::new(&folder.path().join(name), HashName::Md5, false);
+    let (first, second) = (cache("first"), cache("second"));
+    let mut ids: Vec<_> = (0..50).map(|i| (HashName::Md5, put(&first, format!("small {i}").as_bytes()))).collect();
+    let large = (HashName::Md5, put(&first, &[7; 100_000]));
+    ids.push(large);
+
+    let sent = remote.transfer_batches(|_| &first, &ids, 4, true).await;
+    assert_eq!(requests.swap(0, Ordering::SeqCst), 1);
+    assert!(sent.len() == 50 && sent.values().all(Result::is_ok) && !sent.contains_key(&large), "{sent:?}");
+    remote.upload(&first, &large.1).await.unwrap();
+    requests.store(0, Ordering::SeqCst);
+    let received = remote.transfer_batches(|_| &second, &ids, 4, false).await;
+    assert_eq!(requests.load(Ordering::SeqCst), 1);
+    assert!(received.len() == 50 && received.values().all(Result::is_ok), "{received:?}");
+    ids[..50].iter().for_each(|id| second.verify(&id.1).unwrap());
+    assert!(!second.contains(&large.1).unwrap(), "what is large is left to single transfers");
+
+    // A damaged object of the cache is not stored, and neither are the others of its batch.
+    remote.remove(&ids, 4).await.unwrap();
+    std::fs::remove_file(first.path(&ids[7].1)).unwrap();
+    std::fs::write(first.path(&ids[7].1), "other").unwrap();
+    let failed = remote.transfer_batches(|_| &first, &ids, 4, true).await;
+    let message = failed[&ids[0]].as_ref().unwrap_err().to_string();
+    assert!(failed.len() == 50 && message.contains("422") && message.contains("nothing was stored"), "{message}");
+    assert!(remote.list(4).await.unwrap().is_empty());
+}
+
+/// A server that answers every batch with one object of another content.
+async fn damaged_batch(State(batch): State<Bytes>) -> Bytes {
+    batch
+}
+
+#[tokio::test]
+async fn batches_are_verified_and_older_servers_get_single_objects() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(&folder.path().join("cache"), HashName::Md5, false);
+    let ids: Vec<_> = (0..9).map(|i| (HashName::Md5, Digest::of_file([i; 16]))).collect();
+    let mut batch = Vec::new();
+    crate::batch::append(&mut batch, &path_of(&ids[3]), b"evil");
+    crate::batch::append(&mut batch, "files/md5/d4/1d8cd98f00b204e9800998ecf8427e", b"");
+    let url = serve(Router::new().fallback(damaged_batch).with_state(batch.into())).await;
+    let remote = open(&folder.path().join("dvc"), &format!("{url}/api/v1/data/remotes/team"), "").unwrap();
+    let received = remote.transfer_batches(|_| &cache, &ids, 4, false).await;
+    assert!(matches!(received[&ids[3]], Err(DataError::Corrupt { .. })) && received.len() == 1, "{received:?}");
+    assert!(cache.list().unwrap().objects.is_empty(), "neither a damaged object nor one that was not requested");
+
+    let old = async || (StatusCode::BAD_REQUEST, "'upload' is not the path of an object or run");
+    let url = serve(Router::new().fallback(old)).await;
+    let remote = open(&folder.path().join("dvc"), &format!("{url}/api/v1/data/remotes/team"), "").unwrap();
+    for send in [false, true, false] {
+        let ids: Vec<_> = (0..9_u8).map(|i| (HashName::Md5, put(&cache, &[i]))).collect();
+        assert!(remote.transfer_batches(|_| &cache, &ids, 4, send).await.is_empty());
+    }
+}
+
+#[tokio::test]
 async fn runs_travel_once() {
     let folder = tempfile::tempdir().unwrap();
     let service = Service::open(&Objects::open(folder.path().join("objects")).unwrap()).unwrap();

@@ -98,6 +98,37 @@ async fn uploads_continue_with_the_missing_parts() {
     }
 }
 
+#[tokio::test]
+async fn batches_are_stored_whole_or_not_at_all() {
+    let server = TestServer::open().await;
+    let (upload, download) = (format!("{TEAM}/upload"), format!("{TEAM}/download"));
+    let both = json!({"items": [NOTHING, HELLO.replace("41", "42"), HELLO]}).to_string();
+    let valid = format!("{HELLO} 5\nhello{NOTHING} 0\n");
+    for (role, status) in [("reader", 403), ("inferrer", 403), ("no-token", 401)] {
+        assert_eq!(server.send_as(role, "POST", &upload, &valid).await.status, status, "{role}");
+    }
+    assert_eq!(server.send_as("inferrer", "POST", &download, &both).await.status, 403);
+    let run = format!("runs/ab/{0}/{0}", "ab".repeat(32));
+    for (batch, status) in [
+        (format!("{NOTHING} 0\n{HELLO} 5\nhallo"), 422),
+        (format!("{NOTHING} 0\n{HELLO} 6\nhello"), 400),
+        (format!("{NOTHING} 0\n../../evil 1\nx"), 400),
+        (format!("{run} 0\n"), 400),
+        (format!("{HELLO} 70000\n{}", "x".repeat(70_000)), 400),
+        ("x".repeat((8 << 20) + 1), 413),
+    ] {
+        assert_eq!(server.send_as("writer", "POST", &upload, &batch).await.status, status, "{}", batch.len());
+    }
+    assert!(items(&server, TEAM).await.is_empty());
+    assert_eq!(server.send_as("writer", "POST", &upload, &valid).await.status, 204);
+    assert_eq!(items(&server, TEAM).await, [HELLO, NOTHING]);
+    let reply = server.send_as("reader", "POST", &download, &both).await;
+    assert_eq!(reply.body, format!("{NOTHING} 0\n{HELLO} 5\nhello"), "without the object that is missing");
+    let many = json!({"items": vec![HELLO; 2001]}).to_string();
+    assert_eq!(server.send_as("reader", "POST", &download, &many).await.status, 400);
+    assert_eq!(server.send_as("reader", "POST", &download, r#"{"items": ["../../x"]}"#).await.status, 400);
+}
+
 /// Paths that leave the remote, and names that are no digests.
 #[tokio::test]
 async fn only_objects_can_be_addressed() {

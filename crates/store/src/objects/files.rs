@@ -100,9 +100,12 @@ impl Files {
         const WHAT: &str = "writing objects";
         let files = self.clone();
         blocking(move || {
-            let mut counter = Counter::for_object(files.limits.max_object_bytes);
-            objects.iter().try_for_each(|(_, content)| counter.add(content.len() as u64))?;
-            files.disk.require(WHAT, counter.size())?;
+            let mut total = 0;
+            for (_, content) in &objects {
+                Counter::for_object(files.limits.max_object_bytes).add(content.len() as u64)?;
+                total += content.len() as u64;
+            }
+            files.disk.require(WHAT, total)?;
             let root = File::open(&files.root).map_err(StoreError::io(WHAT))?;
             let sync = || rustix::fs::syncfs(&root).map_err(|error| StoreError::io(WHAT)(error.into()));
             let (mut unfinished, mut places) = (Vec::with_capacity(objects.len()), Vec::with_capacity(objects.len()));

@@ -152,6 +152,7 @@ impl Remote {
     pub(super) async fn put_many(&self, objects: Vec<(String, Bytes)>) -> Result<(), StoreError> {
         let put = async |(path, content): (String, Bytes)| {
             let key = self.key(&segments(&path)?)?;
+            Counter::for_object(self.limits.max_object_bytes).add(content.len() as u64)?;
             self.store.put(&key, content.into()).await.map_err(remote_error("writing an object"))
         };
         let puts = futures_util::stream::iter(objects.into_iter().map(put));

@@ -286,3 +286,23 @@ async fn full_disk_rejects_uploads_until_there_is_space_again() {
     objects.complete_multipart(&one, vec![1], "joined").await.unwrap();
     assert_eq!(objects.get("joined").await.unwrap().size, 1);
 }
+
+#[tokio::test]
+async fn many_objects_are_stored_and_read_at_once() {
+    let limits = Limits { max_object_bytes: 5, ..Limits::default() };
+    on_every_backend_with(limits, |objects| async move {
+        let object = |path: &str, content: &'static str| (path.to_owned(), Bytes::from(content));
+        objects.put_many(vec![object("a/b/x", "hello"), object("a/y", ""), object("a/y", "new")]).await.unwrap();
+        let paths = ["a/y", "a/b", "a/none", "a/b/x"].map(str::to_owned).to_vec();
+        let found = objects.get_many(paths.clone(), 5).await.unwrap();
+        assert_eq!(found, [Some(b"new".to_vec()), None, None, Some(b"hello".to_vec())]);
+        assert_eq!(objects.get_many(paths, 4).await.unwrap()[3], None, "it is larger than requested");
+
+        assert!(objects.put_many(vec![object("a/z", "x"), object("../z", "x")]).await.is_err());
+        let error = objects.put_many(vec![object("a/w", "longer")]).await.unwrap_err();
+        assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
+        assert!(objects.get_many(vec!["../z".to_owned()], 5).await.is_err());
+        assert_nothing_unfinished(&objects).await;
+    })
+    .await;
+}
