@@ -303,7 +303,7 @@ def buckets_with_versions_have_the_files_of_the_workspace(programs):
     pipeline = "stages:\n  s:\n    cmd: mkdir -p out && cat data/a > out/x && wc -c < foo > size\n    deps: [data/a, foo]\n    outs: [out, size]\n"
     with sandbox(programs) as place, services.bucket(versions=True) as bucket:
         def life(name, programs_in_turn):
-            """The same commands, each by the next of the programs. Returns the records after each push."""
+            """The same commands, each by the next of the programs. Returns the project and its records."""
             project = place.project(name)
             project.remote(f"s3://slipway/{name}", endpointurl=f"http://{bucket.address}:{bucket.port}", access_key_id=bucket.ACCESS,
                            secret_access_key=bucket.SECRET, region="us-east-1", version_aware="true")
@@ -317,36 +317,49 @@ def buckets_with_versions_have_the_files_of_the_workspace(programs):
             command("add", "data", "foo")
             command("repro")
             pushed = command("push")
-            assert "7 files pushed" in pushed, pushed
-            seen = [records(project)]
+            assert "6 files pushed" in pushed, pushed
             assert "up to date" in command("push")
             assert "unsupported for cloud versioned remotes" in command("status", "-c", fails=True)
             assert "unsupported" in command("push", "-a", fails=True)
             assert "unsupported" in command("gc", "-w", "-c", "-f", fails=True)
-            (project.path / "foo").unlink()
-            (project.path / "foo").write_text("changed")
-            command("add", "foo")
-            command("repro")
-            assert "2 files pushed" in command("push")
-            seen.append(records(project))
-            # Another copy of the project gets the same files, and the older ones from the earlier records.
-            for record in ("", seen):
-                other = project.clone(f"{name}-{'new' if record else 'copy'}")
-                for path in ("foo", "out", "size"):
-                    target = other.path / path
-                    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-                getattr(other, next(turn))("pull")
-                assert tree(other.path / "data") == tree(project.path / "data") and (other.path / "foo").read_text() == "changed"
-                assert (other.path / "out/x").read_text() == "a", list(other.path.rglob("*"))
-            return seen
+            other = project.clone(f"{name}-copy")
+            clear(other)
+            getattr(other, next(turn))("pull")
+            assert same(project, other)
+            return project, records(project)
 
-        ours = life("ours", ["ours"])
-        assert sorted(key for key in ours[0]["data.dvc"].split() if key in ("relpath:", "files:")) == ["files:"] + ["relpath:"] * 3
+        def clear(project):
+            for path in ("foo", "out", "size"):
+                target = project.path / path
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+        def same(project, other):
+            return all(tree(project.path / path) == tree(other.path / path) for path in ("data", "out")) and \
+                all((project.path / path).read_text() == (other.path / path).read_text() for path in ("foo", "size"))
+
+        project, ours = life("ours", ["ours"])
+        assert ours["data.dvc"].count("version_id") == 3, ours
         if programs.dvc:
-            original = life("theirs", ["original"])
+            _, original = life("theirs", ["original"])
             assert ours == original, (ours, original)
-            assert life("both", ["ours", "original"]) == original
-            assert life("swapped", ["original", "ours", "ours"]) == original
+            assert life("both", ["ours", "original"])[1] == original
+            assert life("swapped", ["original", "ours", "ours"])[1] == original
+        # The second push of DVC 3.67 on this service loses the records of what it sends, so it is not compared.
+        old = {path: path.read_text() for path in [*project.path.glob("?*.dvc"), project.path / "dvc.lock"]}
+        (project.path / "foo").unlink()
+        (project.path / "foo").write_text("changed")
+        project.ours("add", "foo")
+        project.ours("repro")
+        pushed = project.ours("push")
+        assert "3 files pushed" in pushed, "as with DVC, a stage that runs gets new versions"
+        for name, records_of in (("newer", {}), ("older", old)):
+            other = project.clone(name)
+            clear(other)
+            for path, text in records_of.items():
+                (other.path / path.name).write_text(text)
+            other.ours("pull")
+            assert (other.path / "foo").read_text() == ("foo" if records_of else "changed")
+            assert (other.path / "size").read_text().strip() == ("3" if records_of else "7")
 
 
 @SUITE.test
@@ -378,8 +391,16 @@ def a_changed_file_gets_a_new_version_and_the_old_one_stays(programs):
         lost = project.clone("lost")
         (lost.path / "data.dvc").write_text(re.sub(r"version_id: \S+", "version_id: 01ARZ3NDEKTSV4RRFFQ69G5FAV", second))
         message = lost.ours("pull", fails=True)
-        assert "fetched" in message, message
-        assert "unsupported" not in project.ours("config", "core.remote")
+        assert "fetched" in message or "do not exist" in message, message
+        # Others change files in the bucket; `update` brings them here.
+        bucket.put("/slipway/files/data/0.txt", "", b"from elsewhere\n")
+        bucket.put("/slipway/files/data/added", "", b"added\n")
+        project.ours("update", "data.dvc")
+        assert (project.path / "data/0.txt").read_text() == "from elsewhere\n" and (project.path / "data/added").exists()
+        third = (project.path / "data.dvc").read_text()
+        assert third.count("version_id") == third.count("relpath") == 63, third
+        assert "in sync" in project.ours("status") or "up to date" in project.ours("status")
+        assert "up to date" in project.ours("push")
         project.ours("remote", "modify", "r", "version_aware", "false")
         assert "require version_aware" in project.ours("push", fails=True)
 

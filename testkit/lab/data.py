@@ -101,7 +101,9 @@ class Repository:
     def run(self, *command):
         me = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in [("NAME", "me"), ("EMAIL", "me@example.invalid")]}
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "SLIPWAY_HOME": str(self.folder / "state"), **me}
-        return subprocess.run(command, cwd=self.work, env=environment, check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(command, cwd=self.work, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done
+        return done.stdout
 
     def git(self, *words):
         return self.run("git", *words)
@@ -251,7 +253,7 @@ PIPELINE = """stages:
     outs: [clean]
     meta: {slipway: {resources: {limits: {cpu: 200m}}}}
   count:
-    cmd: echo "{\\"width\\": 2}" > count.json
+    cmd: 'echo "{\\"width\\": 2}" > count.json'
     deps: [clean]
     params: [width]
     metrics: [{count.json: {cache: false}}]
@@ -280,6 +282,8 @@ def stages_of_a_pipeline_run_as_pods(lab):
         (data.work / ".dvc/config.local").write_text(config)
         data.git("add", "-A")
         data.git("commit", "-q", "-m", "Pipeline")
+        data.git("config", "user.name", "me")
+        data.git("config", "user.email", "me@example.invalid")
         data.git("remote", "add", "origin", f"http://{USER}@{data.host}/team.git")
         data.git("config", "credential.helper", f"!printf 'username={USER}\\npassword={PASSWORD}\\n' #")
         secret = data.secret(ns)

@@ -285,6 +285,10 @@ pub(crate) fn finish(
     if stage.recipe.is_some() {
         record::dependencies(project, stage, false)?;
     }
+    for out in &mut stage.outs {
+        // As with DVC, a stage that runs gets new versions in a bucket.
+        (out.cloud, out.files) = (None, None);
+    }
     record::outputs(project, stage, if store { Store::Relink } else { Store::No }, false, git_files)?;
     let is_data = |out: &Output| out.kind == OutputKind::Data;
     if store && stage.outs.iter().all(|out| out.cached || !is_data(out)) {
