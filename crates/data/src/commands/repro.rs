@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::graph::Graph;
 use super::run::{How as RunHow, Prepared, finish, is_changed, prepare, pull};
-use super::{GitFiles, Talk};
+use super::{GitFiles, Talk, transfer};
 use crate::error::DataError;
 use crate::lock::Claim;
 use crate::pipeline::process::Job;
@@ -99,6 +99,9 @@ pub async fn repro(
         }
     }
     let steps = plan(project, &stages, &graph, targets, options)?;
+    if options.pull && !options.no_run_cache && !options.dry {
+        transfer::fetch_runs(project, talk).await?;
+    }
     let mut run = Run {
         forced: if options.force { steps.iter().copied().collect() } else { BTreeSet::new() },
         waiting: steps.clone(),

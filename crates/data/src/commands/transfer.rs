@@ -120,6 +120,14 @@ pub async fn fetch(
     Ok(received)
 }
 
+/// Receives the recorded results of stages, if there is a remote that has them.
+pub(crate) async fn fetch_runs(project: &Project, talk: &dyn Talk) -> Result<(), DataError> {
+    match transfer_runs(project, &Options::default(), false, talk).await {
+        Err(DataError::NoRemote(_)) => Ok(()),
+        outcome => outcome.map(drop),
+    }
+}
+
 /// Transfers the recorded results of stages that the other side lacks, and returns their number.
 async fn transfer_runs(project: &Project, options: &Options, send: bool, talk: &dyn Talk) -> Result<u64, DataError> {
     let command = if send { "push --run-cache" } else { "fetch --run-cache" };

@@ -16,7 +16,7 @@ use crate::error::DataError;
 use crate::experiments::run::{Request, reproduce};
 use crate::experiments::{exists_error, save};
 use crate::project::{DVC_DIR, Project, cache_dir};
-use crate::revision::Experiment;
+use crate::revision::{Experiment, QUEUE};
 use crate::scm::{Git, RefChange, Transfer};
 
 /// The reference that keeps the stash of an execution without the queue.
@@ -127,7 +127,7 @@ pub async fn execute(
     }
     if let Some(task) = &execution.task {
         match &result {
-            Ok(()) => queue.drop_stashed(&entry, &[super::STASH])?,
+            Ok(()) => queue.drop_stashed(&entry, &[QUEUE])?,
             Err(_) => queue.stash_failed(&entry)?,
         }
         queue.broker.finish(task, Outcome::Ended)?;

@@ -29,10 +29,9 @@ use self::records::Records;
 use crate::error::DataError;
 use crate::lock::Lock;
 use crate::project::{DVC_DIR, Project};
+use crate::revision::QUEUE;
 use crate::scm::{Commit, Git};
 
-/// The stash of experiments that wait or run.
-const STASH: &str = "refs/exps/celery/stash";
 /// The stash of experiments that failed.
 const FAILED: &str = "refs/exps/celery/failed";
 
@@ -317,7 +316,7 @@ impl Queue {
                 TaskState::Queued => {}
                 TaskState::Failed | TaskState::Success => self.broker.purge(message)?,
             }
-            self.drop_stashed(&task.entry, &[STASH, FAILED])?;
+            self.drop_stashed(&task.entry, &[QUEUE, FAILED])?;
         }
         Ok(())
     }
@@ -328,11 +327,11 @@ impl Queue {
 
     /// Moves an experiment to the stash of those that failed.
     fn stash_failed(&self, entry: &Entry) -> Result<(), DataError> {
-        self.with_references(&[STASH, FAILED], || {
+        self.with_references(&[QUEUE, FAILED], || {
             if !self.git.stashed(FAILED)?.iter().any(|known| known.commit == entry.stash_rev) {
                 self.git.stash(FAILED, &entry.stash_rev, &format!("commit: {}", entry.stash_message()))?;
             }
-            self.git.unstash(STASH, &entry.stash_rev)
+            self.git.unstash(QUEUE, &entry.stash_rev)
         })
     }
 

@@ -18,7 +18,7 @@ use crate::project::{DVC_DIR, Project};
 use crate::yaml::Value;
 
 pub use collect::{collect, revisions_of_diff};
-pub use page::page;
+pub use page::{page, page_in};
 
 /// The points of a plot in all revisions.
 #[derive(Debug, Clone)]
