@@ -30,7 +30,7 @@ use crate::error::DataError;
 use crate::lock::Lock;
 use crate::project::{DVC_DIR, Project};
 use crate::revision::QUEUE;
-use crate::scm::{Commit, Git};
+use crate::scm::{Commit, Git, RefChange};
 
 /// The stash of experiments that failed.
 const FAILED: &str = "refs/exps/celery/failed";
@@ -341,6 +341,22 @@ impl Queue {
     /// If a file cannot be removed.
     pub fn clean(&self) -> Result<(), DataError> {
         self.recover()?;
+        let run = self.folder.join("standalone/run");
+        for name in std::fs::read_dir(&run).into_iter().flatten().flatten() {
+            let name = name.file_name().to_string_lossy().into_owned();
+            let records = Records::new(&run, &name);
+            if records.process()?.is_some_and(|process| process.is_alive()) {
+                continue;
+            }
+            if let Some(info) = records.info()? {
+                execute::remove_place(self, &info)?;
+            }
+            records.remove()?;
+            let reference = execute::temporary_reference(&name);
+            if !self.git.references(&reference)?.is_empty() {
+                self.git.change_references(&[RefChange::Delete(reference)])?;
+            }
+        }
         self.broker.clean()
     }
 }
