@@ -29,7 +29,9 @@ import experiments  # noqa: F401 - it registers its scenarios
 import external  # noqa: F401 - it registers its scenarios
 import hard
 import pipelines  # noqa: F401 - it registers its scenarios
+import queued  # noqa: F401 - it registers its scenarios
 import reports  # noqa: F401 - it registers its scenarios
+import workers
 from scenarios import SCENARIOS
 from suite import Suite
 
@@ -63,6 +65,8 @@ class Player:
 
     def dvc(self, *arguments, folder=".", json=False, text=False, masked=False):
         program = self.programs[len(self.steps) % len(self.programs)]
+        # The workers of DVC start `dvc`.
+        self.environment["PATH"] = os.pathsep.join([os.path.dirname(os.path.abspath(program)), os.environ["PATH"]])
         done = self.run([program, *arguments], folder)
         self.record("dvc " + " ".join(arguments), done, json, text, masked)
 
@@ -136,6 +140,8 @@ def mask(text):
     text = re.sub(r"\b[0-9a-f]{40}\b", "$COMMIT", text)
     text = re.sub(r"\b[0-9a-f]{2}/[0-9a-f]{38}\b", "$BASELINE", text)
     text = re.sub(r"\b[0-9a-f]{7}\b", "$SHORT", text)
+    # A worker of DVC stays for some seconds after the last experiment.
+    text = re.sub(r"Worker status: .*", "$WORKERS", text)
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d|\b\d\d:\d\d [AP]M\b", "$TIME", text)
 
 
@@ -214,7 +220,7 @@ def grow(steps):
 for name in SCENARIOS:
     SUITE.add(name.replace("_", " "), lambda context, name=name: run(context, name))
 
-for name, test in hard.TESTS.items():
+for name, test in {**hard.TESTS, **workers.TESTS}.items():
     SUITE.add(name, test)
 SUITE.add("the Python package reads what slipway wrote", lambda context: api.run(*context))
 

@@ -8,6 +8,8 @@ use crate::scm::Git;
 
 /// The namespace of all references.
 pub const NAMESPACE: &str = "refs/exps";
+/// The stash of experiments that wait or run in the queue.
+pub const QUEUE: &str = "refs/exps/celery/stash";
 /// Parts of the namespace that do not contain experiments.
 const RESERVED: &[&str] = &["apply/", "celery/", "exec/", "temp/"];
 

@@ -240,6 +240,17 @@ impl Git {
         Ok(commits)
     }
 
+    /// All commits since a day, as `YYYY-MM-DD`, in local time.
+    ///
+    /// # Errors
+    /// [`DataError::Invalid`] for another form, or if git cannot be run.
+    pub fn commits_since(&self, day: &str) -> Result<Vec<String>, DataError> {
+        if slipway_core::clock::parse_rfc3339(&format!("{day}T00:00:00Z")).is_none() {
+            return Err(DataError::Invalid(format!("'{day}' is not a day in the form YYYY-MM-DD")));
+        }
+        Ok(lines(&self.run(&["rev-list", "--all", "HEAD", &format!("--since={day}T00:00:00")])?))
+    }
+
     /// The last `count` commits that are reachable from a revision.
     ///
     /// # Errors

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use globset::GlobBuilder;
-
 use super::{GitFiles, relink};
 use crate::error::DataError;
 use crate::gitignore;
@@ -39,7 +37,7 @@ struct Job {
 pub fn add(project: &mut Project, targets: &[String], options: &Options) -> Result<GitFiles, DataError> {
     let expanded;
     let targets = if options.glob {
-        expanded = expand(project, targets)?;
+        expanded = super::targets::paths(project, targets)?;
         &expanded
     } else {
         targets
@@ -256,46 +254,6 @@ pub(super) fn check_overlaps(project: &Project, stages: &[Stage], new: &[&Stage]
                     "Cannot add '{child}', because it is overlapping with other DVC tracked output: '{parent}'.\nTo include '{child}' in '{parent}', run 'dvc commit {parent_stage}'"
                 )
             }));
-        }
-    }
-    Ok(())
-}
-
-/// The paths that match patterns. As in Python's `glob`, `*` does not match a leading dot, and `**` matches any folders.
-fn expand(project: &Project, patterns: &[String]) -> Result<Vec<String>, DataError> {
-    let mut found = Vec::new();
-    for pattern in patterns {
-        let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-        let glob = glob.map_err(|error| DataError::Invalid(error.to_string()))?.compile_matcher();
-        let depth = if pattern.contains("**") { usize::MAX } else { pattern.matches('/').count() };
-        let shows_hidden = pattern.split('/').any(|part| part.starts_with('.'));
-        visit(&project.current, "", depth, shows_hidden, &mut |path| {
-            if glob.is_match(path) {
-                found.push(path.to_owned());
-            }
-        })?;
-    }
-    found.sort();
-    found.dedup();
-    if found.is_empty() {
-        return Err(DataError::Invalid(format!("Glob {patterns:?} has no matches.")));
-    }
-    Ok(found)
-}
-
-fn visit(root: &Path, prefix: &str, depth: usize, hidden: bool, each: &mut dyn FnMut(&str)) -> Result<(), DataError> {
-    let folder = root.join(prefix);
-    for entry in std::fs::read_dir(&folder).map_err(DataError::io(&folder))? {
-        let entry = entry.map_err(DataError::io(&folder))?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if (name.starts_with('.') && !hidden) || name == ".dvc" || name == ".git" {
-            continue;
-        }
-        let path = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
-        each(&path);
-        if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            visit(root, &path, depth - 1, hidden, each)?;
         }
     }
     Ok(())

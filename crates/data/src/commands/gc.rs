@@ -1,7 +1,9 @@
 //! `gc`: removes objects that are not used.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
+use super::Talk;
 use super::used::{Scope, used_objects};
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
@@ -23,6 +25,8 @@ pub struct Options {
     pub jobs: Option<usize>,
     /// Remove nothing.
     pub dry: bool,
+    /// Folders of other projects that share the cache, whose objects are kept, too.
+    pub projects: Vec<PathBuf>,
 }
 
 /// What was removed, or would be.
@@ -40,8 +44,18 @@ pub struct Report {
 ///
 /// # Errors
 /// [`DataError::NotInCache`] if the cache lacks the manifest of a folder, because its files would be removed, too.
-pub async fn gc(project: &mut Project, options: &Options) -> Result<Report, DataError> {
-    let used = used_objects(project, &[], false, &options.scope, false)?;
+pub async fn gc(project: &mut Project, options: &Options, talk: &dyn Talk) -> Result<Report, DataError> {
+    let mut used = used_objects(project, &[], false, &options.scope, false)?;
+    // They stay locked, so that nothing is added to them that this does not know.
+    let mut others = Vec::new();
+    for path in &options.projects {
+        let folder = project.absolute(&path.to_string_lossy());
+        let other = Project::open(&folder, &|blocker| talk.note(blocker))?;
+        let found = used_objects(&other, &[], false, &options.scope, false)?;
+        used.objects.extend(found.objects);
+        used.missing_manifests.extend(found.missing_manifests);
+        others.push(other);
+    }
     if !used.missing_manifests.is_empty() {
         let names =
             used.missing_manifests.iter().map(|object| format!("{} (its manifest {})", object.name, object.digest));

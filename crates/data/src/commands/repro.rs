@@ -13,7 +13,7 @@ use super::elsewhere::{self, Snapshot};
 use super::graph::Graph;
 use super::run::{How as RunHow, Prepared, adopt, finish, is_changed, prepare, pull, pull_missing_dependencies};
 use super::runner::{Request, Runner};
-use super::{GitFiles, Talk, record};
+use super::{GitFiles, Talk, record, transfer};
 use crate::error::DataError;
 use crate::lock::Claim;
 use crate::pipeline::process::Job;
@@ -105,6 +105,9 @@ pub async fn repro(
         }
     }
     let steps = plan(project, &stages, &graph, targets, options)?;
+    if options.pull && !options.no_run_cache && !options.dry {
+        transfer::fetch_runs(project, talk).await?;
+    }
     let mut run = Run {
         forced: if options.force { steps.iter().copied().collect() } else { BTreeSet::new() },
         waiting: steps.clone(),

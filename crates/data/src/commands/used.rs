@@ -1,15 +1,17 @@
 //! Which objects a project uses, in the workspace and in commits.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
 use crate::pipeline::template::Unpacking;
 use crate::pipeline::{self, DEFAULT_PARAMS_FILE, Files};
 use crate::project::{Project, Selected, is_stage_file};
+use crate::reports::definitions::Definitions;
 use crate::scm::Git;
-use crate::stage::{Import, LOCK_FILE, PIPELINE_FILE, Stage};
+use crate::stage::{Import, LOCK_FILE, Output, OutputKind, PIPELINE_FILE, Stage};
+use crate::tree::Tree;
 
 /// Versions of the project beside the workspace.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +26,56 @@ pub struct Scope {
     pub revision: Option<(String, usize)>,
     /// These commits, and not the workspace.
     pub commits: Option<Vec<String>>,
+    /// The commits of all experiments, and those in the queue.
+    pub all_experiments: bool,
+    /// The commits since a day, as `YYYY-MM-DD`.
+    pub since: Option<String>,
+    /// Commits whose files cannot be read are left out.
+    pub skip_failed: bool,
+    /// Which outputs of the versions count.
+    pub only: Only,
+}
+
+/// Which outputs count.
+#[derive(Debug, Clone, Default)]
+pub struct Only {
+    /// Those with less than this number of bytes.
+    pub max_size: Option<u64>,
+    /// Those that are metrics or plots; if neither is selected, all.
+    pub metrics: bool,
+    /// See `metrics`.
+    pub plots: bool,
+}
+
+/// The outputs that pass, with the metrics and plots at the top of pipelines.
+struct Filter<'a> {
+    only: &'a Only,
+    metrics: Vec<PathBuf>,
+    plots: Vec<PathBuf>,
+}
+
+impl<'a> Filter<'a> {
+    fn new(project: &Project, only: &'a Only) -> Result<Self, DataError> {
+        let (mut metrics, mut plots) = (Vec::new(), Vec::new());
+        if only.metrics || only.plots {
+            let definitions = Definitions::read(&Tree::workspace(project)?)?;
+            plots = definitions.top_plot_files();
+            metrics = definitions.top_metrics;
+        }
+        Ok(Self { only, metrics, plots })
+    }
+
+    fn passes(&self, out: &Output) -> bool {
+        let is_among = |paths: &[PathBuf]| out.path.as_ref().is_some_and(|path| paths.contains(path));
+        let is_metric = || out.kind == OutputKind::Metric || is_among(&self.metrics);
+        let is_plot = || matches!(out.kind, OutputKind::Plot(_)) || is_among(&self.plots);
+        let is_small = match (self.only.max_size, out.meta.size) {
+            (Some(limit), Some(size)) => size < limit,
+            _ => true,
+        };
+        let any_type = !self.only.metrics && !self.only.plots;
+        is_small && (any_type || (self.only.metrics && is_metric()) || (self.only.plots && is_plot()))
+    }
 }
 
 impl Scope {
@@ -61,7 +113,13 @@ pub struct Used {
 }
 
 impl Used {
-    fn add(&mut self, project: &Project, selected: &Selected<'_>, for_push: bool) -> Result<(), DataError> {
+    fn add(
+        &mut self,
+        project: &Project,
+        selected: &Selected<'_>,
+        for_push: bool,
+        filter: &Filter<'_>,
+    ) -> Result<(), DataError> {
         let is_imported = matches!(selected.stage.import(), Some(Import::Repository { .. }));
         if is_imported {
             if for_push {
@@ -71,7 +129,7 @@ impl Used {
         }
         for (out, part) in selected.outputs() {
             let (Some(digest), Some(path), true) = (out.digest, &out.path, out.cached) else { continue };
-            if for_push && !out.can_push {
+            if (for_push && !out.can_push) || !filter.passes(out) {
                 continue;
             }
             let name = out.display(&project.current, &project.root);
@@ -121,17 +179,21 @@ pub fn used_objects(
     for_push: bool,
 ) -> Result<Used, DataError> {
     let mut used = Used::default();
+    let filter = Filter::new(project, &scope.only)?;
     if scope.commits.is_none() {
         let stages = project.stages()?;
         for selected in project.select(&stages, targets, recursive)? {
-            used.add(project, &selected, for_push)?;
+            used.add(project, &selected, for_push, &filter)?;
         }
     }
     for commit in commits(project, scope)? {
-        let stages = stages_at(project, &commit)?;
+        let stages = match stages_at(project, &commit) {
+            Err(_) if scope.skip_failed => continue,
+            stages => stages?,
+        };
         // A target need not exist in every commit.
         for selected in project.select(&stages, targets, recursive).unwrap_or_default() {
-            used.add(project, &selected, for_push)?;
+            used.add(project, &selected, for_push, &filter)?;
         }
     }
     Ok(used)
@@ -142,6 +204,13 @@ pub(super) fn commits(project: &Project, scope: &Scope) -> Result<Vec<String>, D
     let mut commits = scope.commits.clone().unwrap_or_default();
     if scope.all_branches || scope.all_tags || scope.all_commits {
         commits.extend(git.commits(scope.all_branches, scope.all_tags, scope.all_commits)?);
+    }
+    if scope.all_experiments {
+        commits.extend(crate::revision::all(git, None)?.into_iter().map(|experiment| experiment.commit));
+        commits.extend(git.stashed(crate::revision::QUEUE)?.into_iter().map(|stashed| stashed.commit));
+    }
+    if let Some(day) = &scope.since {
+        commits.extend(git.commits_since(day)?);
     }
     if let Some((revision, count)) = &scope.revision {
         commits.extend(git.history(revision, *count)?);

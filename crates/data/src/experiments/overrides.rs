@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
+use crate::pipeline::assign;
 use crate::pipeline::params::parse;
 use crate::pipeline::{DEFAULT_PARAMS_FILE, value::canonical};
 use crate::reports::python;
@@ -296,10 +297,8 @@ fn write(path: &Path, old: &str, value: &Value) -> Result<String, DataError> {
     let suffix = path.extension().and_then(|suffix| suffix.to_str()).unwrap_or_default().to_ascii_lowercase();
     match suffix.as_str() {
         "json" => Ok(python::value_to_json(value).to_text()),
-        "toml" | "py" => Err(DataError::Invalid(format!(
-            "parameters can be set in YAML and JSON files, not in '{}'",
-            path.file_name().unwrap_or_default().to_string_lossy()
-        ))),
+        "toml" => assign::write_toml(old, value).map_err(|reason| DataError::file(path, 0, reason)),
+        "py" => assign::write_python(old, value).map_err(|reason| DataError::file(path, 0, reason)),
         _ => yaml::edit(old, value).map_err(|error| DataError::file(path, error.line, error.reason)),
     }
 }

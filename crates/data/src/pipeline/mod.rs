@@ -3,6 +3,7 @@
 //! [`PipelineFile`] reads a `dvc.yaml` and expands its templates; [`load`] makes [`Stage`]s of it, with the digests of the `dvc.lock` beside
 //! it. Both read other files through [`Files`], so that a pipeline can be read from the workspace or from a commit.
 
+pub(crate) mod assign;
 mod context;
 pub(crate) mod entry;
 mod file;

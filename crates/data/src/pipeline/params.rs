@@ -42,7 +42,7 @@ fn from_table(table: &dyn toml_edit::TableLike) -> Value {
     Value::Map(table.iter().map(|(key, item)| (key.to_owned(), from_item(item))).collect())
 }
 
-fn from_item(item: &toml_edit::Item) -> Value {
+pub(super) fn from_item(item: &toml_edit::Item) -> Value {
     match item {
         toml_edit::Item::None => Value::Null,
         toml_edit::Item::Value(value) => from_toml(value),

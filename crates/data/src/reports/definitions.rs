@@ -97,7 +97,13 @@ impl Definitions {
 
     /// The files that `dvc.yaml` names at the top and that no stage needs to write.
     pub fn top_level_files(&self) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = self.top_metrics.iter().chain(&self.top_params).cloned().collect();
+        let others = self.top_metrics.iter().chain(&self.top_params).cloned();
+        others.chain(self.top_plot_files()).collect()
+    }
+
+    /// The files of the plots at the top of `dvc.yaml`.
+    pub fn top_plot_files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
         for plots in &self.top_plots {
             let folder = plots.file.parent().unwrap_or(Path::new("/"));
             for (id, properties) in &plots.plots {

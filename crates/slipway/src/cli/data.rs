@@ -71,13 +71,15 @@ pub(crate) enum Data {
     Diff(Diff),
     /// Send data to a remote
     #[command(after_help = "Example:\n  slipway data push\n  slipway data push -r backup images")]
-    Push(Share),
+    Push(Push),
     /// Receive data from a remote, and restore tracked files
     #[command(after_help = "Example:\n  git clone URL project && cd project && slipway data pull")]
     Pull(Pull),
     /// Receive data from a remote into the cache
-    #[command(after_help = "Example:\n  slipway data fetch --all-tags")]
-    Fetch(Share),
+    #[command(
+        after_help = "Example:\n  slipway data fetch --all-tags\n  slipway data fetch --type metrics --max-size 1000000"
+    )]
+    Fetch(Fetch),
     /// Manage remotes
     #[command(
         subcommand,
@@ -232,6 +234,9 @@ pub(crate) struct Commit {
     /// The targets are folders; take all .dvc files in them
     #[arg(short = 'R', long)]
     pub(crate) recursive: bool,
+    /// Also the data of the stages on which the targets depend
+    #[arg(short = 'd', long)]
+    pub(crate) with_deps: bool,
     /// Do not replace the files by links to the cache
     #[arg(long)]
     pub(crate) no_relink: bool,
@@ -254,6 +259,9 @@ pub(crate) struct Checkout {
     /// The targets are folders; take all .dvc files in them
     #[arg(short = 'R', long)]
     pub(crate) recursive: bool,
+    /// Also the data of the stages on which the targets depend
+    #[arg(short = 'd', long)]
+    pub(crate) with_deps: bool,
     /// Succeed if the cache lacks data
     #[arg(long)]
     pub(crate) allow_missing: bool,
@@ -282,11 +290,37 @@ pub(crate) struct Transfer {
     /// The targets are folders; take all .dvc files in them
     #[arg(short = 'R', long)]
     pub(crate) recursive: bool,
+    /// Also the data of the stages on which the targets depend
+    #[arg(short = 'd', long)]
+    pub(crate) with_deps: bool,
     /// .dvc files or tracked paths; all by default
     pub(crate) targets: Vec<String>,
 }
 
-/// Options of `data push` and `data fetch`.
+/// Options of `data fetch`.
+#[derive(Debug, Args)]
+pub(crate) struct Fetch {
+    /// Only files and folders with less than this number of bytes
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_size: Option<u64>,
+    /// Only metrics or plots
+    #[arg(long = "type", value_parser = ["metrics", "plots"], value_name = "TYPE")]
+    pub(crate) types: Vec<String>,
+    #[command(flatten)]
+    pub(crate) share: Share,
+}
+
+/// Options of `data push`.
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// The targets are patterns of paths
+    #[arg(long)]
+    pub(crate) glob: bool,
+    #[command(flatten)]
+    pub(crate) share: Share,
+}
+
+/// Options that transfers of data share.
 #[derive(Debug, Args)]
 pub(crate) struct Share {
     /// Transfer the recorded results of stages, too
@@ -307,6 +341,9 @@ pub(crate) struct Pull {
     /// Succeed if data is missing
     #[arg(long)]
     pub(crate) allow_missing: bool,
+    /// The targets are patterns of paths
+    #[arg(long)]
+    pub(crate) glob: bool,
     #[command(flatten)]
     pub(crate) share: Share,
 }
@@ -332,6 +369,18 @@ pub(crate) struct Gc {
     /// Number of commits from --rev back
     #[arg(short, long, requires = "rev", value_name = "NUMBER")]
     pub(crate) num: Option<usize>,
+    /// Keep the data of all experiments, too, also of those in the queue
+    #[arg(long)]
+    pub(crate) all_experiments: bool,
+    /// Keep the data of all commits since a day, too
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub(crate) date: Option<String>,
+    /// Keep the data of other projects that have the same cache, too, in the same scope
+    #[arg(short, long, num_args = 1.., value_name = "PATH")]
+    pub(crate) projects: Vec<PathBuf>,
+    /// Pass over commits whose files cannot be read; their data may be removed
+    #[arg(long)]
+    pub(crate) skip_failed: bool,
     /// Remove unused data from the remote, too
     #[arg(short, long, conflicts_with = "not_in_remote")]
     pub(crate) cloud: bool,

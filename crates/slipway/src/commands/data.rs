@@ -20,8 +20,9 @@ use clap::{FromArgMatches, Subcommand};
 use slipway_core::Explain;
 use slipway_data::commands::checkout::{self, Report};
 use slipway_data::commands::diff::Entry;
+use slipway_data::commands::targets::{self, Expansion};
 use slipway_data::commands::transfer::{self, cloud_status};
-use slipway_data::commands::used::Scope;
+use slipway_data::commands::used::{Only, Scope};
 use slipway_data::commands::{
     GitFiles, Talk, add, add_external, commit, diff, edit, gc, hooks, init, migrate, settings, status,
 };
@@ -191,7 +192,9 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
                 recursive: options.recursive,
                 no_relink: options.no_relink,
             };
-            commit::commit(&mut open()?, &options.targets, how, &terminal)?;
+            let mut project = open()?;
+            let targets = targets::expand(&project, &options.targets, with_deps(options.with_deps, options.recursive))?;
+            commit::commit(&mut project, &targets, how, &terminal)?;
         }
         Data::Checkout(options) => {
             let how = checkout::Options {
@@ -200,7 +203,9 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
                 recursive: options.recursive,
                 allow_missing: options.allow_missing,
             };
-            let report = checkout::checkout(&mut open()?, &options.targets, how, &terminal)?;
+            let mut project = open()?;
+            let targets = targets::expand(&project, &options.targets, with_deps(options.with_deps, options.recursive))?;
+            let report = checkout::checkout(&mut project, &targets, how, &terminal)?;
             if options.summary {
                 print_text(&format!("{}\n", summary(None, &report).unwrap_or_else(|| "No changes.".into())));
             } else {
@@ -225,14 +230,17 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         }
         Data::Push(options) => {
             let mut project = open()?;
-            let sent =
-                transfer::push(&mut project, &options.transfer.targets, &share_options(&options), &terminal).await?;
+            let targets = transfer_targets(&project, &options.share.transfer, options.glob)?;
+            let sent = transfer::push(&mut project, &targets, &share_options(&options.share), &terminal).await?;
             print_text(&format!("{}\n", count(sent, "pushed").unwrap_or_else(|| "Everything is up to date.".into())));
         }
         Data::Fetch(options) => {
             let mut project = open()?;
-            let received =
-                transfer::fetch(&mut project, &options.transfer.targets, &share_options(&options), &terminal).await?;
+            let targets = transfer_targets(&project, &options.share.transfer, false)?;
+            let mut how = share_options(&options.share);
+            let is = |name: &str| options.types.iter().any(|kind| kind == name);
+            how.scope.only = Only { max_size: options.max_size, metrics: is("metrics"), plots: is("plots") };
+            let received = transfer::fetch(&mut project, &targets, &how, &terminal).await?;
             print_text(&format!(
                 "{}\n",
                 count(received, "fetched").unwrap_or_else(|| "Everything is up to date.".into())
@@ -240,7 +248,7 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         }
         Data::Pull(options) => {
             let mut project = open()?;
-            let targets = &options.share.transfer.targets;
+            let targets = &transfer_targets(&project, &options.share.transfer, options.glob)?;
             let received = transfer::fetch(&mut project, targets, &share_options(&options.share), &terminal).await?;
             let how = checkout::Options {
                 force: options.force,
@@ -363,13 +371,22 @@ fn show_git_files(context: &Context, project: &Project, files: &GitFiles) {
     ));
 }
 
+fn with_deps(with_deps: bool, recursive: bool) -> Expansion {
+    Expansion { glob: false, with_deps, recursive }
+}
+
+/// The targets of a transfer.
+fn transfer_targets(project: &Project, options: &cli::Transfer, glob: bool) -> Result<Vec<String>, DataError> {
+    let how = Expansion { glob, with_deps: options.with_deps, recursive: options.recursive };
+    targets::expand(project, &options.targets, how)
+}
+
 fn transfer_options(options: &cli::Transfer) -> transfer::Options {
     let scope = Scope {
         all_branches: options.all_branches,
         all_tags: options.all_tags,
         all_commits: options.all_commits,
-        revision: None,
-        commits: None,
+        ..Scope::default()
     };
     transfer::Options {
         remote: options.remote.clone(),
@@ -388,16 +405,15 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
     let json = options.json || matches!(context.global.output.format, Format::Json);
     let line = |indent: &str, word: &str, path: &str| format!("{indent}{:20}{path}\n", format!("{word}:"));
     let (text, value, is_clean, message);
+    let targets = transfer_targets(project, &options.transfer, false)?;
     if options.cloud || options.transfer.remote.is_some() {
-        let (changes, remote) =
-            cloud_status(project, &options.transfer.targets, &transfer_options(&options.transfer)).await?;
+        let (changes, remote) = cloud_status(project, &targets, &transfer_options(&options.transfer)).await?;
         text = changes.iter().map(|(path, change)| line("\t", change.word(), path)).collect::<String>();
         value = Json::Map(changes.iter().map(|(path, change)| (path.clone(), Json::string(change.word()))).collect());
         is_clean = changes.is_empty();
         message = format!("Cache and remote '{remote}' are in sync.\n");
     } else {
-        let (stages, total) =
-            status::status(project, &options.transfer.targets, options.transfer.recursive, !options.no_updates)?;
+        let (stages, total) = status::status(project, &targets, options.transfer.recursive, !options.no_updates)?;
         let mut lines = String::new();
         let mut members = Vec::new();
         for stage in &stages {
@@ -470,9 +486,9 @@ async fn collect_garbage(
 ) -> Result<bool, DataError> {
     let any =
         options.workspace || options.all_branches || options.all_tags || options.all_commits || options.rev.is_some();
-    if !any {
+    if !any && !options.all_experiments && options.date.is_none() {
         return Err(DataError::Invalid(
-            "Either of `-w|--workspace`, `-a|--all-branches`, `-T|--all-tags`, `-A|--all-commits` or `--rev` needs to be set.".into(),
+            "Either of `-w|--workspace`, `-a|--all-branches`, `-T|--all-tags`, `-A|--all-commits`, `--all-experiments`, `--date` or `--rev` needs to be set.".into(),
         ));
     }
     if options.remote.is_some() && !options.cloud && !options.not_in_remote {
@@ -484,11 +500,15 @@ async fn collect_garbage(
         (options.all_branches, "all git branches"),
         (options.all_tags, "all git tags"),
         (options.rev.is_some(), "the given revision"),
+        (options.date.is_some(), "the git commits since the given day"),
+        (options.all_experiments, "all experiments"),
     ] {
         kept.push_str(&if flag { format!(" and {what}") } else { String::new() });
     }
     let dry = options.dry || context.global.dry_run;
-    print_note(format_args!("WARNING: This will remove all cache except items used in {kept} of the current repo."));
+    let others: String = options.projects.iter().map(|path| format!("\n  - {}", path.display())).collect();
+    let of = if others.is_empty() { "repo.".to_owned() } else { format!("and the following repos:{others}") };
+    print_note(format_args!("WARNING: This will remove all cache except items used in {kept} of the current {of}"));
     if !options.force && !dry && !confirm(&context.global, "Are you sure you want to proceed?") {
         return Ok(false);
     }
@@ -497,7 +517,10 @@ async fn collect_garbage(
         all_tags: options.all_tags,
         all_commits: options.all_commits,
         revision: options.rev.map(|rev| (rev, options.num.unwrap_or(1))),
-        commits: None,
+        all_experiments: options.all_experiments,
+        since: options.date,
+        skip_failed: options.skip_failed,
+        ..Scope::default()
     };
     let how = gc::Options {
         scope,
@@ -506,9 +529,10 @@ async fn collect_garbage(
         remote: options.remote,
         jobs: options.jobs,
         dry,
+        projects: options.projects,
     };
     let mut project = open()?;
-    let report = gc::gc(&mut project, &how).await?;
+    let report = gc::gc(&mut project, &how, &Terminal(context)).await?;
     if context.global.quiet {
         return Ok(true);
     }

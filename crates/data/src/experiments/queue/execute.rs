@@ -16,11 +16,9 @@ use crate::error::DataError;
 use crate::experiments::run::{Request, reproduce};
 use crate::experiments::{exists_error, save};
 use crate::project::{DVC_DIR, Project, cache_dir};
-use crate::revision::Experiment;
+use crate::revision::{Experiment, QUEUE};
 use crate::scm::{Git, RefChange, Transfer};
 
-/// The reference that keeps the stash of an execution without the queue.
-const TEMPORARY: &str = "refs/exps/temp";
 /// Of an execution: the commit that is checked out, its baseline, and the stash.
 const EXEC: &str = "refs/exps/exec";
 
@@ -53,7 +51,7 @@ pub fn run_apart(
     let entry = stash(&mut project, request, "refs/exps/stash", talk)?;
     let queue = Queue::of(&project)?;
     drop(project); // The lock is free while the experiment runs.
-    let reference = format!("{TEMPORARY}/merge-{}", entry.stash_rev);
+    let reference = temporary_reference(&entry.stash_rev);
     queue.git.change_references(&[RefChange::Set(reference.clone(), entry.stash_rev.clone())])?;
     let execution = Execution {
         stash: entry.stash_rev.clone(),
@@ -72,6 +70,11 @@ pub fn run_apart(
     }
     let name = info?.and_then(|info| info.name).or(entry.name).unwrap_or_default();
     Ok(Some(Experiment { baseline: entry.baseline_rev, name, commit: String::new() }))
+}
+
+/// The reference that keeps the stash of an execution without the queue, while it runs.
+pub(super) fn temporary_reference(stash: &str) -> String {
+    format!("refs/exps/temp/merge-{stash}")
 }
 
 fn standalone(queue: &Queue, stash: &str) -> Records {
@@ -126,7 +129,7 @@ pub async fn execute(
     }
     if let Some(task) = &execution.task {
         match &result {
-            Ok(()) => queue.drop_stashed(&entry, &[super::STASH])?,
+            Ok(()) => queue.drop_stashed(&entry, &[QUEUE])?,
             Err(_) => queue.stash_failed(&entry)?,
         }
         queue.broker.finish(task, Outcome::Ended)?;

@@ -29,10 +29,9 @@ use self::records::Records;
 use crate::error::DataError;
 use crate::lock::Lock;
 use crate::project::{DVC_DIR, Project};
-use crate::scm::{Commit, Git};
+use crate::revision::QUEUE;
+use crate::scm::{Commit, Git, RefChange};
 
-/// The stash of experiments that wait or run.
-const STASH: &str = "refs/exps/celery/stash";
 /// The stash of experiments that failed.
 const FAILED: &str = "refs/exps/celery/failed";
 
@@ -323,7 +322,7 @@ impl Queue {
                 TaskState::Queued => {}
                 TaskState::Failed | TaskState::Success => self.broker.purge(message)?,
             }
-            self.drop_stashed(&task.entry, &[STASH, FAILED])?;
+            self.drop_stashed(&task.entry, &[QUEUE, FAILED])?;
         }
         Ok(())
     }
@@ -334,11 +333,11 @@ impl Queue {
 
     /// Moves an experiment to the stash of those that failed.
     fn stash_failed(&self, entry: &Entry) -> Result<(), DataError> {
-        self.with_references(&[STASH, FAILED], || {
+        self.with_references(&[QUEUE, FAILED], || {
             if !self.git.stashed(FAILED)?.iter().any(|known| known.commit == entry.stash_rev) {
                 self.git.stash(FAILED, &entry.stash_rev, &format!("commit: {}", entry.stash_message()))?;
             }
-            self.git.unstash(STASH, &entry.stash_rev)
+            self.git.unstash(QUEUE, &entry.stash_rev)
         })
     }
 
@@ -348,6 +347,22 @@ impl Queue {
     /// If a file cannot be removed.
     pub fn clean(&self) -> Result<(), DataError> {
         self.recover()?;
+        let run = self.folder.join("standalone/run");
+        for name in std::fs::read_dir(&run).into_iter().flatten().flatten() {
+            let name = name.file_name().to_string_lossy().into_owned();
+            let records = Records::new(&run, &name);
+            if records.process()?.is_some_and(|process| process.is_alive()) {
+                continue;
+            }
+            if let Some(info) = records.info()? {
+                execute::remove_place(self, &info)?;
+            }
+            records.remove()?;
+            let reference = execute::temporary_reference(&name);
+            if !self.git.references(&reference)?.is_empty() {
+                self.git.change_references(&[RefChange::Delete(reference)])?;
+            }
+        }
         self.broker.clean()
     }
 }

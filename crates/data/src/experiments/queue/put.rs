@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use super::broker::Broker;
 use super::packed;
-use super::{Entry, Queue, STASH};
+use super::{Entry, Queue};
 use crate::commands::status::output_change;
 use crate::commands::{Talk, commit, repro};
 use crate::error::DataError;
 use crate::experiments::run::Request;
 use crate::experiments::{exists_error, names, overrides};
 use crate::project::{DVC_DIR, Project};
-use crate::revision::{reference, repository};
+use crate::revision::{QUEUE, reference, repository};
 use crate::scm::{Git, Index};
 use crate::yaml::Value;
 
@@ -21,9 +21,9 @@ use crate::yaml::Value;
 /// If the name exists, or a parameter is not known.
 pub fn put(project: &mut Project, request: &Request, talk: &dyn Talk) -> Result<Entry, DataError> {
     let queue = Queue::of(project)?;
-    let entry = stash(project, request, STASH, talk)?;
-    queue.with_references(&[STASH], || {
-        queue.git.stash(STASH, &entry.stash_rev, &format!("commit: {}", entry.stash_message()))
+    let entry = stash(project, request, QUEUE, talk)?;
+    queue.with_references(&[QUEUE], || {
+        queue.git.stash(QUEUE, &entry.stash_rev, &format!("commit: {}", entry.stash_message()))
     })?;
     Broker::put(&queue.broker, &entry, &request.copy_paths, request.message.as_deref())?;
     Ok(entry)

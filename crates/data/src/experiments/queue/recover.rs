@@ -10,6 +10,7 @@ use super::execute::{collect, remove_place};
 use super::records::{Records, status};
 use super::{Message, Queue};
 use crate::error::DataError;
+use crate::revision::QUEUE;
 
 /// The time that killed commands have to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,7 +56,7 @@ impl Queue {
                 records.set_info(&info)?;
             }
             if collected {
-                self.drop_stashed(&message.entry, &[super::STASH])?;
+                self.drop_stashed(&message.entry, &[QUEUE])?;
             } else {
                 self.stash_failed(&message.entry)?;
             }

@@ -18,7 +18,7 @@ use crate::project::{DVC_DIR, Project};
 use crate::yaml::Value;
 
 pub use collect::{collect, revisions_of_diff};
-pub use page::{Figure, figures, page};
+pub use page::{Figure, figures, page, page_in};
 pub(crate) use points::rows as separated_rows;
 
 /// The points of a plot in all revisions.

@@ -7,6 +7,7 @@ use base64::Engine;
 use super::chart::{draw, escape};
 use super::template::COLORS;
 use super::{Content, Picture, Plots, Series};
+use crate::error::DataError;
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2230; --soft: #5b6472; --line: #dfe3e8; --cell: #4a5bd4 }
@@ -30,8 +31,43 @@ img { display: block; max-width: 100%; border-radius: 4px; background: #fff }
 .failures { grid-column: 1 / -1; border-color: #c0392b } .failures li { overflow-wrap: anywhere }
 ";
 
+/// The place of the plots in a template.
+const PLACE: &str = "{plot_divs}";
+/// Places for what DVC's pages load, which these do not need.
+const UNUSED: [&str; 2] = ["{scripts}", "{refresh_tag}"];
+
 /// The page with the plots of a project.
 pub fn page(plots: &Plots, title: &str, revisions: &[String]) -> String {
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n<title>{title}: plots</title>\n<style>{}</style>\n</head>\n<body>\n<header><h1>{title}</h1><p>{}</p></header>\n<main>\n{}</main>\n</body>\n</html>\n",
+        style(),
+        escape(&revisions.join(" · ")),
+        sections(plots)
+    )
+}
+
+/// The plots in a page of the user, at the place `{plot_divs}`.
+///
+/// # Errors
+/// [`DataError::Invalid`] if the page has no such place.
+pub fn page_in(template: &str, plots: &Plots) -> Result<String, DataError> {
+    if !template.contains(PLACE) {
+        return Err(DataError::Invalid(format!("the HTML template has no '{PLACE}', where the plots would be")));
+    }
+    let rest = UNUSED.iter().fold(template.to_owned(), |text, name| text.replace(name, ""));
+    Ok(rest.replacen(PLACE, &format!("<style>{}</style>\n<main>\n{}</main>\n", style(), sections(plots)), 1))
+}
+
+fn style() -> String {
+    let color = |(i, color): (usize, &&str)| {
+        format!(".line.c{i} {{ stroke: {color} }} .mark.c{i}, .bar.c{i} {{ fill: {color} }}\n")
+    };
+    format!("{STYLE}{}", COLORS.iter().enumerate().map(color).collect::<String>())
+}
+
+/// The plots, and what could not be shown.
+fn sections(plots: &Plots) -> String {
     let mut body = String::new();
     for (id, content) in &plots.plots {
         body.push_str(&match content {
@@ -48,16 +84,7 @@ pub fn page(plots: &Plots, title: &str, revisions: &[String]) -> String {
         }
         body.push_str("</ul></section>\n");
     }
-    let colors: String = COLORS
-        .iter()
-        .enumerate()
-        .map(|(i, color)| format!(".line.c{i} {{ stroke: {color} }} .mark.c{i}, .bar.c{i} {{ fill: {color} }}\n"))
-        .collect();
-    let title = escape(title);
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n<title>{title}: plots</title>\n<style>{STYLE}{colors}</style>\n</head>\n<body>\n<header><h1>{title}</h1><p>{}</p></header>\n<main>\n{body}</main>\n</body>\n</html>\n",
-        escape(&revisions.join(" · "))
-    )
+    body
 }
 
 /// A plot as a picture, for a page of another program.

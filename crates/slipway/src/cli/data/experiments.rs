@@ -31,6 +31,9 @@ pub(crate) enum Exp {
         after_help = "Example:\n  slipway data exp apply larger-batch\n\nThe state before is saved:\n  git reset --hard && git stash apply refs/exps/apply/stash"
     )]
     Apply {
+        /// Accepted for DVC: the state before is always saved
+        #[arg(long, hide = true)]
+        no_force: bool,
         /// Name or commit of the experiment
         experiment: String,
     },

@@ -114,6 +114,19 @@ pub(crate) enum Plots {
         /// Commits or experiments; the workspace and, if it has changes, HEAD by default
         revisions: Vec<String>,
     },
+    /// Change how an output of a stage is drawn
+    #[command(
+        after_help = "Example:\n  slipway data plots modify logs.csv --x step --y loss\n  slipway data plots modify logs.csv --unset x"
+    )]
+    Modify {
+        /// The file, which a stage of a dvc.yaml writes
+        target: String,
+        #[command(flatten)]
+        look: Look,
+        /// Properties to remove
+        #[arg(long, num_args = 1.., value_name = "PROPERTY")]
+        unset: Vec<String>,
+    },
     /// List the templates of plots, or print one
     #[command(
         after_help = "Example:\n  slipway data plots templates\n  slipway data plots templates linear > .dvc/plots/own.json"
@@ -124,9 +137,9 @@ pub(crate) enum Plots {
     },
 }
 
-/// How plots are shown.
+/// How plots are drawn.
 #[derive(Debug, Args)]
-pub(crate) struct Plot {
+pub(crate) struct Look {
     /// Name or file of a template
     #[arg(short, long, value_name = "NAME|FILE")]
     pub(crate) template: Option<String>,
@@ -148,6 +161,16 @@ pub(crate) struct Plot {
     /// Text at the y axis
     #[arg(long, value_name = "TEXT")]
     pub(crate) y_label: Option<String>,
+}
+
+/// How plots are shown.
+#[derive(Debug, Args)]
+pub(crate) struct Plot {
+    #[command(flatten)]
+    pub(crate) look: Look,
+    /// Page of your own, in which '{plot_divs}' is the place of the plots
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html_template: Option<String>,
     /// Folder of the page
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<String>,

@@ -47,7 +47,7 @@ pub(super) async fn run(
         cli::Exp::List(options) => list(git()?, &options)?,
         cli::Exp::Show(options) => show_table(context, project, options)?,
         cli::Exp::Diff(options) => show_diff(context, project, &options)?,
-        cli::Exp::Apply { experiment } => {
+        cli::Exp::Apply { no_force: _, experiment } => {
             apply::apply(project, &experiment, talk)?;
             print_text(&format!(
                 "Changes for experiment '{experiment}' have been applied to your current workspace.\n"

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use slipway_data::DataError;
-use slipway_data::project::Project;
+use slipway_data::commands::plots::modify;
+use slipway_data::project::{DVC_DIR, Project};
 use slipway_data::reports::plots::{self, template};
 use slipway_data::reports::python::value_to_json;
 use slipway_data::yaml::Value;
 
 use super::reports::is_json;
-use crate::cli::data::reports::{Plot, Plots};
+use crate::cli::data::reports::{Look, Plot, Plots};
 use crate::commands::Context;
 use crate::output::{print_note, print_text};
 
@@ -35,12 +36,17 @@ pub(super) fn run(context: &Context, project: &Project, verb: Plots) -> Result<(
             let revisions = plots::revisions_of_diff(project, &revisions)?;
             (targets, plot, revisions)
         }
+        Plots::Modify { target, look, unset } => {
+            let files = modify(project, &target, properties(&look).entries(), &unset)?;
+            super::show_git_files(context, project, &files);
+            return Ok(());
+        }
         Plots::Templates { template } => return templates(template.as_deref()),
     };
     if plot.show_vega && targets.len() != 1 {
         return Err(DataError::Invalid("'--show-vega' needs exactly one target".into()));
     }
-    let found = plots::collect(project, &targets, &revisions, &properties(&plot))?;
+    let found = plots::collect(project, &targets, &revisions, &properties(&plot.look))?;
     if plot.show_vega {
         if let Some(specification) = found.specification(project)? {
             print_text(&format!("{}\n", specification.to_text()));
@@ -62,7 +68,7 @@ pub(super) fn run(context: &Context, project: &Project, verb: Plots) -> Result<(
         print_note("No plots were loaded, visualization file will not be created.");
         return Ok(());
     }
-    write_page(project, &found, &folder, &revisions, plot.open)
+    write_page(project, &found, &folder, &revisions, &plot)
 }
 
 fn write_page(
@@ -70,20 +76,25 @@ fn write_page(
     found: &plots::Plots,
     folder: &Path,
     revisions: &[String],
-    open: bool,
+    plot: &Plot,
 ) -> Result<(), DataError> {
     let name = project.root.file_name().map_or_else(|| "project".into(), |name| name.to_string_lossy().into_owned());
-    let page = plots::page(found, &name, revisions);
+    let configured = project.config.get("plots", "html_template").map(|path| project.root.join(DVC_DIR).join(path));
+    let template = plot.html_template.as_ref().map(|path| project.absolute(path)).or(configured);
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| DataError::Io { path, source }
+    };
+    let page = match template {
+        Some(file) => plots::page_in(&std::fs::read_to_string(&file).map_err(io(&file))?, found)?,
+        None => plots::page(found, &name, revisions),
     };
     std::fs::create_dir_all(folder).map_err(io(folder))?;
     let file = folder.join("index.html");
     slipway_core::files::replace(&file, page.as_bytes()).map_err(io(&file))?;
     let url = file_url(&file);
     print_text(&format!("{url}\n"));
-    if open || project.config.is_true("plots", "auto_open") {
+    if plot.open || project.config.is_true("plots", "auto_open") {
         let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
         if std::process::Command::new(program).arg(&file).spawn().is_err() {
             print_note(format_args!("WARNING: no browser could be opened with {program}"));
@@ -104,7 +115,7 @@ fn file_url(path: &Path) -> String {
     url
 }
 
-fn properties(plot: &Plot) -> Value {
+fn properties(plot: &Look) -> Value {
     let texts = [
         ("template", &plot.template),
         ("x", &plot.x),
