@@ -16,12 +16,12 @@ use rustix::fs::OFlags;
 use crate::config::LinkType;
 use crate::error::DataError;
 use crate::hash::{Hasher, fill, hash_file, with_buffer};
-use crate::incoming::{Incoming, OBJECT_MODE, TEMPORARY, Temporary};
+use crate::incoming::{Incoming, OBJECT_MODE, TEMPORARY, Temporary, copy};
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of};
 use crate::model::{Digest, HashName};
 use crate::staging::{Staging, new_file};
 use crate::stat::Stat;
-use crate::walk::open;
+use crate::walk::{open, read_folder};
 
 /// Files up to this size are read at once; larger ones are hashed by one thread and written by another.
 const SMALL_BYTES: u64 = 1 << 20;
@@ -452,16 +452,6 @@ pub struct Listing {
     pub leftovers: Vec<PathBuf>,
 }
 
-pub(crate) fn read_folder(folder: &Path) -> Result<Vec<std::fs::DirEntry>, DataError> {
-    match std::fs::read_dir(folder) {
-        Ok(entries) => entries.collect::<Result<_, _>>().map_err(DataError::io(folder)),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            Ok(Vec::new())
-        }
-        Err(error) => Err(DataError::io(folder)(error)),
-    }
-}
-
 /// Whether two paths name the same file.
 fn is_same_file(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()));
@@ -471,20 +461,6 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 /// Makes an object read-only. Best effort, as in DVC: it may belong to another user of a shared cache.
 fn protect(path: &Path) {
     let _ = std::fs::set_permissions(path, Permissions::from_mode(OBJECT_MODE));
-}
-
-/// Copies the content of a file. Small files go through this thread's buffer, others through the kernel.
-pub(crate) fn copy(source: &Path, mut target: &File) -> std::io::Result<()> {
-    let mut file = File::open(source)?;
-    let whole = with_buffer(|buffer| {
-        let length = fill(&mut file, buffer)?;
-        target.write_all(&buffer[..length])?;
-        Ok::<_, std::io::Error>(length < buffer.len())
-    })?;
-    if !whole {
-        std::io::copy(&mut file, &mut target)?; // On Linux, this is copy_file_range where the file systems support it.
-    }
-    Ok(())
 }
 
 /// Copies a file while another thread computes its MD5.

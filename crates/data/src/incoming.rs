@@ -87,6 +87,20 @@ impl Drop for Temporary {
     }
 }
 
+/// Copies the content of a file. Small files go through this thread's buffer, others through the kernel.
+pub(crate) fn copy(source: &Path, mut target: &File) -> std::io::Result<()> {
+    let mut file = File::open(source)?;
+    let whole = with_buffer(|buffer| {
+        let length = fill(&mut file, buffer)?;
+        target.write_all(&buffer[..length])?;
+        Ok::<_, std::io::Error>(length < buffer.len())
+    })?;
+    if !whole {
+        std::io::copy(&mut file, &mut target)?; // On Linux, this is copy_file_range where the file systems support it.
+    }
+    Ok(())
+}
+
 /// Whether the process's umask removes one of these permissions of new files.
 fn umask_hides(mode: u32) -> bool {
     umask() & mode != 0

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::cache::{copy, read_folder};
 use crate::error::DataError;
-use crate::incoming::{temporary_name, umask};
+use crate::incoming::{copy, temporary_name, umask};
 use crate::stat::Stat;
+use crate::walk::read_folder;
 
 /// The folder in `.dvc/tmp` for unfinished files of the workspace.
 #[derive(Debug)]

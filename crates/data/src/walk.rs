@@ -147,3 +147,17 @@ fn entries(folder: &Path, prefix: &str, rules: &Rules) -> Result<(Vec<Found>, Ve
 pub(crate) fn open(path: &Path) -> Result<File, DataError> {
     File::open(path).map_err(DataError::io(path))
 }
+
+/// The entries of a folder; none if it does not exist.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn read_folder(folder: &Path) -> Result<Vec<std::fs::DirEntry>, DataError> {
+    match std::fs::read_dir(folder) {
+        Ok(entries) => entries.collect::<Result<_, _>>().map_err(DataError::io(folder)),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(DataError::io(folder)(error)),
+    }
+}

@@ -69,12 +69,16 @@ impl Server {
         serde_json::from_slice(if bytes.is_empty() { b"null" } else { &bytes }).map_err(broken)
     }
 
-    /// Posts a request about a batch; `None` if the server is older than batches: it takes the last part of the URL for an object's name.
+    /// Posts a request about a batch; `None` if the server is older than batches, and takes the last part of the URL for an object's name, or
+    /// if a proxy rejects its size.
     async fn post_batch(&self, path: &str, kind: &str, body: Bytes) -> Result<Option<Response>, Failure> {
         let request = self.client.request(Method::POST, &self.url(path)).header("content-type", kind).body(body);
         let response = self.client.send(request).await?;
         match response.status() {
-            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            StatusCode::BAD_REQUEST
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::PAYLOAD_TOO_LARGE => {
                 self.lacks_batches.store(true, Ordering::Relaxed);
                 Ok(None)
             }
