@@ -107,7 +107,8 @@ impl Node {
         let driver = tokio::spawn(async move { serve(&options, depot, used, std::future::pending()).await });
         let channel = connect(&socket).await;
         let registration = folder_of_kubelet.join("plugins_registry").join(format!("{DRIVER}@reg.sock"));
-        let info = RegistrationClient::new(connect(&registration).await).get_info(InfoRequest {}).await.unwrap().into_inner();
+        let info =
+            RegistrationClient::new(connect(&registration).await).get_info(InfoRequest {}).await.unwrap().into_inner();
         assert_eq!((info.r#type.as_str(), info.endpoint), ("CSIPlugin", socket.display().to_string()));
         Self { folder, mounts, client: NodeClient::new(channel), driver }
     }

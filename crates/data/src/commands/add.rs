@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-
 use super::{GitFiles, relink};
 use crate::error::DataError;
 use crate::gitignore;

@@ -28,7 +28,9 @@ pub fn modify(
     let (stage, _) = found.ok_or_else(|| DataError::Target(target.to_owned()))?;
     let address = stage.address(&project.current);
     let (Some(name), Some(recipe)) = (&stage.name, &stage.recipe) else {
-        return Err(DataError::Invalid(format!("'{target}' is an output of '{address}', not of a stage in {PIPELINE_FILE}")));
+        return Err(DataError::Invalid(format!(
+            "'{target}' is an output of '{address}', not of a stage in {PIPELINE_FILE}"
+        )));
     };
     if recipe.is_parametrized {
         return Err(DataError::Invalid(format!("cannot dump a parametrized stage: '{address}'")));

@@ -211,13 +211,27 @@ impl Reader<'_> {
 
     fn workspace(&self) -> State {
         let content = self.content(Tree::workspace(self.project));
-        State { revision: "workspace".into(), name: None, commit: None, content, experiments: Vec::new(), executor: None }
+        State {
+            revision: "workspace".into(),
+            name: None,
+            commit: None,
+            content,
+            experiments: Vec::new(),
+            executor: None,
+        }
     }
 
     fn at(&self, commit: &str, name: Option<String>) -> Result<State, DataError> {
         let content = self.content(Tree::at(self.project, commit.to_owned(), self.blobs));
         let commit = self.git.commit_info(commit)?;
-        Ok(State { revision: commit.id.clone(), name, commit: Some(commit), content, experiments: Vec::new(), executor: None })
+        Ok(State {
+            revision: commit.id.clone(),
+            name,
+            commit: Some(commit),
+            content,
+            experiments: Vec::new(),
+            executor: None,
+        })
     }
 
     fn experiment(&self, experiment: &Experiment, tasks: &[Task]) -> Result<State, DataError> {
@@ -341,10 +355,7 @@ fn state_json(state: &State, experiments: &[State]) -> Json {
     let (data, error) = match &state.content {
         Ok(content) if is_failed => (
             content_json(state, content),
-            Json::Map(vec![
-                ("msg".into(), Json::string("Experiment run failed")),
-                ("type".into(), Json::string("")),
-            ]),
+            Json::Map(vec![("msg".into(), Json::string("Experiment run failed")), ("type".into(), Json::string(""))]),
         ),
         Ok(content) => (content_json(state, content), Json::Null),
         Err(failure) => (

@@ -75,7 +75,9 @@ pub(crate) enum Data {
     #[command(after_help = "Example:\n  git clone URL project && cd project && slipway data pull")]
     Pull(Pull),
     /// Receive data from a remote into the cache
-    #[command(after_help = "Example:\n  slipway data fetch --all-tags\n  slipway data fetch --type metrics --max-size 1000000")]
+    #[command(
+        after_help = "Example:\n  slipway data fetch --all-tags\n  slipway data fetch --type metrics --max-size 1000000"
+    )]
     Fetch(Fetch),
     /// Manage remotes
     #[command(

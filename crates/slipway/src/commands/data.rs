@@ -18,8 +18,8 @@ use clap::{FromArgMatches, Subcommand};
 use slipway_core::Explain;
 use slipway_data::commands::checkout::{self, Report};
 use slipway_data::commands::diff::Entry;
-use slipway_data::commands::transfer::{self, cloud_status};
 use slipway_data::commands::targets::{self, Expansion};
+use slipway_data::commands::transfer::{self, cloud_status};
 use slipway_data::commands::used::{Only, Scope};
 use slipway_data::commands::{
     GitFiles, Talk, add, add_external, commit, diff, edit, gc, hooks, init, migrate, settings, status,
@@ -402,15 +402,13 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
     let (text, value, is_clean, message);
     let targets = transfer_targets(project, &options.transfer, false)?;
     if options.cloud || options.transfer.remote.is_some() {
-        let (changes, remote) =
-            cloud_status(project, &targets, &transfer_options(&options.transfer)).await?;
+        let (changes, remote) = cloud_status(project, &targets, &transfer_options(&options.transfer)).await?;
         text = changes.iter().map(|(path, change)| line("\t", change.word(), path)).collect::<String>();
         value = Json::Map(changes.iter().map(|(path, change)| (path.clone(), Json::string(change.word()))).collect());
         is_clean = changes.is_empty();
         message = format!("Cache and remote '{remote}' are in sync.\n");
     } else {
-        let (stages, total) =
-            status::status(project, &targets, options.transfer.recursive, !options.no_updates)?;
+        let (stages, total) = status::status(project, &targets, options.transfer.recursive, !options.no_updates)?;
         let mut lines = String::new();
         let mut members = Vec::new();
         for stage in &stages {

@@ -230,8 +230,7 @@ fn names(folder: &Path) -> Result<Vec<String>, DataError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(DataError::io(folder)(error)),
     };
-    let mut names: Vec<String> =
-        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.retain(|name| name.split_once('.').is_some_and(|(_, rest)| rest == SUFFIX));
     names.sort();
     Ok(names)
@@ -275,7 +274,10 @@ mod tests {
         let queued = broker.queued().unwrap();
         let shown: Vec<&str> = queued.iter().map(|message| message.entry.name.as_deref().unwrap()).collect();
         assert_eq!(shown, ["a", "b", "c"]);
-        assert_eq!((queued[0].copy_paths.as_slice(), queued[0].message.as_deref()), (&["data".into()][..], Some("text")));
+        assert_eq!(
+            (queued[0].copy_paths.as_slice(), queued[0].message.as_deref()),
+            (&["data".into()][..], Some("text"))
+        );
         assert!(broker.take(&queued[0]).unwrap() && !broker.take(&queued[0]).unwrap());
         assert!(broker.reject(&queued[1]).unwrap() && !broker.reject(&queued[0]).unwrap());
         assert_eq!((broker.queued().unwrap().len(), broker.taken().unwrap().len()), (1, 1));

@@ -59,9 +59,8 @@ pub fn run_apart(
         copy_paths: request.copy_paths.clone(),
         message: request.message.clone(),
     };
-    let ended = command(&queue, &entry, &execution, program).and_then(|mut command| {
-        command.status().map_err(DataError::io(&program.path))
-    });
+    let ended = command(&queue, &entry, &execution, program)
+        .and_then(|mut command| command.status().map_err(DataError::io(&program.path)));
     let records = standalone(&queue, &entry.stash_rev);
     let info = records.info();
     records.remove()?;
@@ -258,7 +257,8 @@ fn prepare(queue: &Queue, entry: &Entry, place: &Path, dvc_dir: &Path) -> Result
 fn copy_paths(from: &Path, to: &Path, paths: &[String]) -> Result<(), DataError> {
     for path in paths {
         let source = crate::config::normalise(&from.join(path));
-        let inside = source.strip_prefix(from).map_err(|_| DataError::Invalid(format!("'{path}' is outside of the project")))?;
+        let inside =
+            source.strip_prefix(from).map_err(|_| DataError::Invalid(format!("'{path}' is outside of the project")))?;
         copy(&source, &to.join(inside))?;
     }
     Ok(())

@@ -218,7 +218,13 @@ impl Queue {
     pub fn tasks(&self) -> Result<Vec<Task>, DataError> {
         let mut tasks = Vec::new();
         for message in self.broker.queued()? {
-            tasks.push(Task { entry: message.entry.clone(), state: TaskState::Queued, info: None, process: None, message: Some(message) });
+            tasks.push(Task {
+                entry: message.entry.clone(),
+                state: TaskState::Queued,
+                info: None,
+                process: None,
+                message: Some(message),
+            });
         }
         for message in self.broker.taken()? {
             tasks.push(self.task(message)?);

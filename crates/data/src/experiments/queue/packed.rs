@@ -17,8 +17,7 @@ const MAX_ITEMS: usize = 1000;
 /// [`DataError::Invalid`] for more targets than a part of a list has.
 pub(super) fn write(arguments: &Value) -> Result<Vec<u8>, DataError> {
     let mut body = Vec::new();
-    let all =
-        Value::Map(vec![("args".into(), Value::List(Vec::new())), ("kwargs".into(), arguments.clone())]);
+    let all = Value::Map(vec![("args".into(), Value::List(Vec::new())), ("kwargs".into(), arguments.clone())]);
     write_value(&mut body, &all)
         .map_err(|reason| DataError::Invalid(format!("the arguments of the experiment cannot be queued: {reason}")))?;
     body.push(b'.');

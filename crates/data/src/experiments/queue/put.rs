@@ -132,7 +132,9 @@ fn arguments(project: &Project, request: &Request, head: &str, name: &str) -> Re
     ];
     // DVC's `exp run` does not have these, so they are written only if they are used.
     all.extend(how.no_run_cache.then(|| flag("run_cache", false)));
-    all.extend([("no_commit", how.no_commit), ("glob", how.glob)].into_iter().filter(|(_, on)| *on).map(|(n, on)| flag(n, on)));
+    all.extend(
+        [("no_commit", how.no_commit), ("glob", how.glob)].into_iter().filter(|(_, on)| *on).map(|(n, on)| flag(n, on)),
+    );
     Ok(Value::Map(all))
 }
 

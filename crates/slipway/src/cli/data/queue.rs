@@ -29,7 +29,9 @@ pub(crate) enum Queue {
     )]
     Remove(Remove),
     /// Interrupt experiments that run
-    #[command(after_help = "Example:\n  slipway data queue kill larger-batch\n  slipway data queue kill -f larger-batch")]
+    #[command(
+        after_help = "Example:\n  slipway data queue kill larger-batch\n  slipway data queue kill -f larger-batch"
+    )]
     Kill {
         /// Kill them at once
         #[arg(short, long)]
@@ -38,7 +40,9 @@ pub(crate) enum Queue {
         tasks: Vec<String>,
     },
     /// Print the output of an experiment that runs or ran
-    #[command(after_help = "Example:\n  slipway data queue logs larger-batch\n  slipway data queue logs -f larger-batch")]
+    #[command(
+        after_help = "Example:\n  slipway data queue logs larger-batch\n  slipway data queue logs -f larger-batch"
+    )]
     Logs {
         /// Accepted for DVC: the output is printed as it is
         #[arg(short, long, hide = true)]
