@@ -129,7 +129,7 @@ def transfers_are_limited(player):
     player.write("dvc.yaml", "stages:\n  train:\n    cmd: cp data.csv out.txt && cp small.csv metrics.csv && cp small.csv plot.csv\n    deps: [data.csv]\n    outs: [out.txt]\n    metrics: [metrics.csv]\n    plots: [plot.csv]\n")
     player.dvc("repro")
     player.commit("first")
-    player.dvc("remote", "add", "-d", "store", str(player.sandbox / "remote"))
+    player.dvc("remote", "add", "-d", "store", "../remote")
     player.dvc("push", "--glob", "s*.csv")
     player.dvc("push", "-d", "train")
     player.dvc("status", "-d", "train", text=True)
@@ -164,7 +164,7 @@ def garbage_of_experiments_is_kept(player):
 
 @scenario
 def plots_of_stages_are_modified(player):
-    player.write("dvc.yaml", "stages:\n  train:\n    cmd: cp in.csv logs.csv && cp in.csv out.csv\n    deps: [in.csv]\n    outs:\n    - out.csv: {cache: false}\n    plots:\n    - logs.csv\n")
+    player.write("dvc.yaml", "stages:\n  train:\n    cmd: cp in.csv logs.csv && cp in.csv out.csv\n    deps:\n    - in.csv\n    outs:\n    - out.csv:\n        cache: false\n    plots:\n    - logs.csv\n")
     player.write("in.csv", "step,loss\n1,2\n2,1\n")
     player.dvc("repro")
     player.dvc("plots", "modify", "logs.csv", "-x", "step", "-y", "loss", "--title", "Loss")
