@@ -7,7 +7,7 @@ use super::Talk;
 use super::used::{Scope, used_objects};
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
-use crate::project::Project;
+use crate::project::{Project, find_root};
 use crate::remote::Remote;
 
 /// What to remove.
@@ -50,6 +50,14 @@ pub async fn gc(project: &mut Project, options: &Options, talk: &dyn Talk) -> Re
     let mut others = Vec::new();
     for path in &options.projects {
         let folder = project.absolute(&path.to_string_lossy());
+        if !folder.is_dir() {
+            return Err(DataError::NoProject(folder));
+        }
+        let root = find_root(&folder)?;
+        // Opening one twice would wait for the lock that this process holds.
+        if root == project.root || others.iter().any(|other: &Project| other.root == root) {
+            return Err(DataError::Invalid(format!("'{}' is not the folder of another project", path.display())));
+        }
         let other = Project::open(&folder, &|blocker| talk.note(blocker))?;
         let found = used_objects(&other, &[], false, &options.scope, false)?;
         used.objects.extend(found.objects);

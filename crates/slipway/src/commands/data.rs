@@ -157,6 +157,7 @@ fn is_unhandled(verb: &Data) -> bool {
     use cli::external::{Artifacts, External};
     match verb {
         Data::Exp(verb) => !matches!(verb, Exp::Save(_) | Exp::Show(_) | Exp::Diff(_)),
+        Data::Plots(cli::reports::Plots::Modify { .. }) => true,
         Data::External(External::Get(options)) => options.show_url,
         Data::External(External::Artifacts(Artifacts::Get(options))) => options.show_url,
         _ => false,

@@ -72,13 +72,13 @@ pub(crate) enum Exp {
     #[command(after_help = "Example:\n  slipway data exp clean")]
     Clean,
     /// Work on the queue; `queue start` starts it
-    #[command(hide = true)]
+    #[command(hide = true, after_help = "Example:\n  slipway data exp queue-worker 1")]
     QueueWorker {
         /// Number of the worker
         number: usize,
     },
     /// Execute an experiment in a folder of its own; workers start it
-    #[command(hide = true)]
+    #[command(hide = true, after_help = "Example:\n  slipway data exp exec-run 0f3b9c2")]
     ExecRun(ExecRun),
 }
 
