@@ -8,9 +8,9 @@ mod locate;
 mod repository;
 mod trees;
 
+pub use crate::scm::without_credentials;
 pub use depot::{Depot, Fetched};
 pub use locate::digests_at;
-pub use repository::without_credentials;
 
 /// Reports progress in a sentence.
 pub type Progress<'a> = &'a (dyn Fn(String) + Send + Sync);
