@@ -39,6 +39,7 @@ pub mod state;
 pub mod tree;
 pub mod versions;
 mod walk;
+pub mod wire;
 pub mod yaml;
 
 pub use error::DataError;

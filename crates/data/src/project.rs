@@ -221,8 +221,9 @@ impl Project {
     pub(crate) fn keep_manifests(&self, stages: &[Stage]) {
         for out in stages.iter().flat_map(|stage| &stage.outs).filter(|out| out.cached) {
             let cache = self.cache_of(out.hash);
-            if let (Some(digest), Some(manifest)) = (&out.digest, out.manifest())
+            if let (Some(digest), true) = (&out.digest, out.files.is_some())
                 && !cache.contains(digest).unwrap_or(false)
+                && let Some(manifest) = out.manifest()
             {
                 let _ = cache.put_manifest(&manifest); // Without it, the data counts as missing.
             }

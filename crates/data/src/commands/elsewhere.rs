@@ -15,7 +15,7 @@ use crate::pipeline::recipe::restored_outputs;
 use crate::pipeline::run_cache::is_recordable;
 use crate::project::{Project, is_stage_file};
 use crate::remote::Remote;
-use crate::scm::{Index, RefChange, Transfer};
+use crate::scm::{Index, RefChange, Transfer, without_credentials};
 use crate::stage::{LOCK_FILE, Output, Stage};
 
 /// The Git remote through which snapshots are shared.
@@ -147,7 +147,14 @@ pub(super) async fn publish(project: &Project, stage: &Stage) -> Result<Snapshot
         |reason: &str| DataError::Invalid(format!("a stage in a cluster gets its files with Git, but {reason}"));
     let git = project.git.clone().ok_or_else(|| unavailable("this project has no repository"))?;
     let head = git.head()?;
-    let repository = head.origin.ok_or_else(|| unavailable("this repository has no remote 'origin'"))?;
+    let origin = head.origin.ok_or_else(|| unavailable("this repository has no remote 'origin'"))?;
+    let remote = Remote::open(&project.config, None, "repro --submit")?;
+    if remote.is_folder() || !remote.shares_runs() {
+        return Err(DataError::Invalid(format!(
+            "remote '{}' cannot bring results back from a cluster: a bucket or a slipway server can",
+            remote.name
+        )));
+    }
     send(project, &stage.deps).await?;
     let index = Index::copy(&git, project.staging.path().join("stage-index"))?;
     index.update()?;
@@ -165,6 +172,8 @@ pub(super) async fn publish(project: &Project, stage: &Stage) -> Result<Snapshot
     git.change_references(&[RefChange::Set(reference.clone(), commit)])?;
     let sent = git.send_references(GIT_REMOTE, std::slice::from_ref(&reference), false, false);
     git.change_references(&[RefChange::Delete(reference.clone())])?;
+    // Whoever may see the run could read a password in the URL.
+    let repository = without_credentials(&origin);
     if sent?.iter().any(|(_, outcome)| *outcome == Transfer::Diverged) {
         return Err(unavailable(&format!("{repository} does not accept the reference {reference}")));
     }

@@ -1,6 +1,8 @@
 //! `update` of data that is not imported: brings it to the last versions of its files in a bucket (`worktree` remotes), which others may have
 //! changed there without DVC.
 
+use std::collections::HashMap;
+
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::checkout::restore;
@@ -88,11 +90,12 @@ async fn update_output(
         }
         path.strip_prefix(&root)?.strip_prefix('/').map(str::to_owned)
     };
+    let by_path: HashMap<&str, &ListedFile> = present.iter().map(|file| (file.path.as_str(), file)).collect();
     let receive = async |path: String, file: String, etag: String| -> Result<ListedFile, DataError> {
         let is_same = |cloud: &CloudVersion| cloud.etag.as_deref() == Some(&etag);
-        let same = present.iter().find(|known| known.path == file && known.cloud.as_ref().is_some_and(is_same));
+        let same = by_path.get(file.as_str()).filter(|known| known.cloud.as_ref().is_some_and(is_same));
         if let Some(same) = same {
-            return Ok(same.clone());
+            return Ok((*same).clone());
         }
         let (digest, size, cloud) = bucket.receive_latest(&path, &project.cache, project.staging.path()).await?;
         Ok(ListedFile { path: file, digest, size: Some(size), is_exec: false, cloud: Some(cloud) })

@@ -150,14 +150,16 @@ fn record(
             continue;
         }
         let cache = project.cache_of(out.hash);
-        let old = out.files.take().unwrap_or_default();
-        let below = |path: &str| path[path_in_bucket(project, &root, "").len() + 1..].to_owned();
+        let old: HashMap<String, ListedFile> =
+            out.files.take().unwrap_or_default().into_iter().map(|file| (file.path.clone(), file)).collect();
+        let prefix = path_in_bucket(project, &root, "").len() + 1;
         let listed = all.into_iter().map(|file| {
-            let old = old.iter().find(|old| old.path == below(&file.path));
+            let path = file.path[prefix..].to_owned();
+            let old = old.get(&path);
             let size = std::fs::metadata(cache.path(&file.digest)).ok().map(|metadata| metadata.len());
             let new = sent.get(&file.path).cloned();
             ListedFile {
-                path: below(&file.path),
+                path,
                 digest: file.digest,
                 size: size.or(old.and_then(|old| old.size)),
                 is_exec: new.is_none() && old.is_some_and(|old| old.is_exec),

@@ -5,14 +5,13 @@
 //!
 //! Invariant: each handler gets its remote from [`Target`], which has authorized the caller in the remote's namespace.
 
+mod error;
 mod repositories;
 mod target;
-mod wire;
 
 pub use repositories::{
     AtPath, AtRevision, DifferencesQuery, ExperimentsQuery, FilesQuery, Repositories, RevisionsQuery,
 };
-pub use wire::{Complete, Items, Part, Parts, Remotes};
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -26,6 +25,7 @@ use self::target::{Creating, Deleting, Folder, Listing, Reading, Target};
 use crate::catalog::Catalog;
 use crate::error::DataError;
 use crate::service::Service;
+use crate::wire::{Complete, Items, Part, Parts, Remotes};
 
 /// Maximum bytes of a request with a list of items.
 const MAX_LIST_BYTES: usize = 64 << 20;

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use slipway_access::refusal::Refusal;
 use slipway_access::{Decision, Resource, Verb};
 
-use super::wire::error_response;
+use super::error::error_response;
 use crate::error::DataError;
 use crate::layout::Item;
 use crate::service::{Place, Service};

@@ -17,10 +17,10 @@ use super::options::{Settings, Verification};
 use crate::access::ServerAccess;
 use crate::batch::MAX_DOWNLOAD_BYTES;
 use crate::error::DataError;
-use crate::http::{Complete, Items, Parts};
 use crate::layout::Item;
 use crate::model::HashName;
 use crate::service::PART_BYTES;
+use crate::wire::{Complete, Items, Parts};
 
 /// Maximum number of items of a request; the server limits its bytes.
 const ITEMS_PER_REQUEST: usize = 200_000;

@@ -1,5 +1,7 @@
 //! Versions of files in buckets that keep all of them: the entries `cloud` and `files`.
 
+use std::collections::HashMap;
+
 use crate::manifest::{Entry, Manifest};
 use crate::model::Digest;
 use crate::yaml::Value;
@@ -95,8 +97,9 @@ pub(super) fn to_value(files: &[ListedFile]) -> Value {
 
 /// The list of the files of a manifest, with what `old` has of the files with the same content.
 pub(super) fn merge(old: &[ListedFile], manifest: &Manifest) -> Vec<ListedFile> {
+    let known: HashMap<&str, &ListedFile> = old.iter().map(|file| (file.path.as_str(), file)).collect();
     let file = |entry: &Entry| {
-        let same = old.iter().find(|file| file.path == entry.path && file.digest == entry.digest);
+        let same = known.get(entry.path.as_str()).copied().filter(|file| file.digest == entry.digest);
         same.cloned().unwrap_or_else(|| ListedFile {
             path: entry.path.clone(),
             digest: entry.digest,
@@ -106,4 +109,52 @@ pub(super) fn merge(old: &[ListedFile], manifest: &Manifest) -> Vec<ListedFile> 
         })
     };
     manifest.entries.iter().map(file).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::Meta;
+    use crate::stage::Stage;
+
+    const FOLDER: &str = "outs:\n- hash: md5\n  path: d\n  files:\n  - relpath: a\n    md5: 0cc175b9c0f1b6a831c399e269772661\n    size: 1\n    \
+                          cloud:\n      r:\n        etag: 0cc175b9c0f1b6a831c399e269772661\n        version_id: v1\n  - relpath: s/b\n    \
+                          md5: 92eb5ffee6ae2fec3ad71c777531578f\n    size: 1\n    isexec: true\n";
+
+    fn stage(text: &str) -> Result<Stage, crate::DataError> {
+        Stage::parse(Path::new("/p/d.dvc"), Path::new("/p"), text.into())
+    }
+
+    #[test]
+    fn a_list_of_files_is_a_folder_and_is_written_as_it_was_read() {
+        let folder = stage(FOLDER).unwrap();
+        let out = &folder.outs[0];
+        assert_eq!(out.digest, Some(out.manifest().unwrap().digest()));
+        assert_eq!(out.meta, Meta { size: Some(2), nfiles: Some(2), is_exec: false });
+        assert_eq!(folder.to_text().unwrap(), FOLDER);
+        let file = "outs:\n- md5: 0cc175b9c0f1b6a831c399e269772661\n  size: 1\n  hash: md5\n  path: d\n  cloud:\n    r:\n      etag: e\n      version_id: v1\n";
+        assert_eq!(stage(file).unwrap().to_text().unwrap(), file);
+    }
+
+    #[test]
+    fn files_with_the_same_content_keep_their_versions() {
+        let mut folder = stage(FOLDER).unwrap();
+        let out = &mut folder.outs[0];
+        let mut manifest = out.manifest().unwrap();
+        manifest.entries[1].digest = Digest::of_file([1; 16]);
+        out.record(manifest.digest(), Meta::default(), Some(&manifest));
+        let versions: Vec<_> = out.files.iter().flatten().map(|file| file.cloud.is_some()).collect();
+        assert_eq!(versions, [true, false]);
+        assert_eq!(out.digest, Some(manifest.digest()));
+    }
+
+    #[test]
+    fn paths_that_leave_the_folder_are_rejected() {
+        for path in ["../x", "/x", "a//b", "''"] {
+            let error = stage(&FOLDER.replace("relpath: a", &format!("relpath: {path}"))).unwrap_err().to_string();
+            assert!(error.contains("not the path of a file"), "{path}: {error}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::config::{Files, is_url};
 use crate::error::DataError;
 use crate::model::Digest;
 use crate::project::DVC_DIR;
-use crate::scm::Git;
+use crate::scm::{Git, without_credentials};
 
 /// Time limit of a clone or an update.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(600);
@@ -34,18 +34,6 @@ pub(super) struct Repository {
     pub(super) work_tree: Option<PathBuf>,
     /// The URL or path, for the user.
     pub(super) name: String,
-}
-
-/// The URL without user and password.
-pub fn without_credentials(url: &str) -> String {
-    match url.split_once("://") {
-        Some((scheme @ ("http" | "https"), rest)) => {
-            let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
-            let host = host.rsplit('@').next().unwrap_or(host);
-            path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
-        }
-        _ => url.to_owned(),
-    }
 }
 
 impl Repository {
@@ -185,19 +173,6 @@ async fn git(options: &[&str], arguments: &[&str]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn credentials_are_not_shown() {
-        for (url, shown) in [
-            ("https://me:secret@host/a/b", "https://host/a/b"),
-            ("https://token@host", "https://host"),
-            ("https://host/a@b", "https://host/a@b"),
-            ("git@host:a/b", "git@host:a/b"),
-            ("/srv/a@b", "/srv/a@b"),
-        ] {
-            assert_eq!(without_credentials(url), shown);
-        }
-    }
 
     #[tokio::test]
     async fn what_is_not_a_repository_is_reported() {

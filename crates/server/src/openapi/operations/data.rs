@@ -1,7 +1,7 @@
 //! The remotes of versioned data, once for those of the installation and once for those of a namespace.
 
 use axum::http::{Method, StatusCode};
-use slipway_data::http::{Complete, Items, Parts, Remotes};
+use slipway_data::wire::{Complete, Items, Parts, Remotes};
 
 use super::{JSON, Operation, delete, get, post};
 use crate::openapi::{BINARY, Content};

@@ -97,7 +97,7 @@ pub(crate) struct Reproduce {
     pub(crate) how: Repro,
     #[command(flatten)]
     pub(crate) submission: Submission,
-    /// Receive missing dependencies from the remote, and send results to its run cache
+    /// Get dependencies from the remote, and send results to its run cache
     #[arg(long, conflicts_with = "submit")]
     pub(crate) share: bool,
 }
@@ -105,7 +105,7 @@ pub(crate) struct Reproduce {
 /// How the stages of a pipeline are submitted.
 #[derive(Debug, Args)]
 pub(crate) struct Submission {
-    /// Submit each stage as a run, with the resources and the image of its meta.slipway; independent stages run side by side
+    /// Run stages as submitted runs, with the fields of their meta.slipway
     #[arg(long)]
     pub(crate) submit: bool,
     /// Namespace of the runs
@@ -114,7 +114,7 @@ pub(crate) struct Submission {
     /// Image for stages without one, with git and slipway in it
     #[arg(long, requires = "submit")]
     pub(crate) image: Option<String>,
-    /// Secret with credentials for the repository and the remote, as for spec.data of a run
+    /// Secret with credentials, as for spec.data of a run
     #[arg(long, requires = "submit", value_name = "NAME")]
     pub(crate) secret: Option<String>,
 }
@@ -170,7 +170,7 @@ pub(crate) struct Repro {
     /// Names of targets are patterns
     #[arg(long)]
     pub(crate) glob: bool,
-    /// Number of stages that run side by side; by default 1, and 64 with --submit
+    /// Number of stages that run side by side; 1 by default
     #[arg(short, long, value_name = "NUMBER")]
     pub(crate) jobs: Option<usize>,
     /// Stages, dvc.yaml or .dvc files; dvc.yaml by default
