@@ -195,7 +195,7 @@ async fn summary(
     place: Place<Viewing>,
     Query(query): Query<AtRevision>,
 ) -> Result<Json<Summary>, DataError> {
-    read(&catalog, &place, query.rev.as_deref(), |opened| opened.summary()).await
+    read(&catalog, &place, query.rev.as_deref(), Opened::summary).await
 }
 
 async fn data_sets(
@@ -203,7 +203,7 @@ async fn data_sets(
     place: Place<Viewing>,
     Query(query): Query<AtRevision>,
 ) -> Result<Json<DataSets>, DataError> {
-    read(&catalog, &place, query.rev.as_deref(), |opened| opened.data_sets()).await
+    read(&catalog, &place, query.rev.as_deref(), Opened::data_sets).await
 }
 
 async fn versions(
@@ -277,7 +277,7 @@ async fn stages(
     place: Place<Viewing>,
     Query(query): Query<AtRevision>,
 ) -> Result<Json<StageGraph>, DataError> {
-    read(&catalog, &place, query.rev.as_deref(), |opened| opened.stage_graph()).await
+    read(&catalog, &place, query.rev.as_deref(), Opened::stage_graph).await
 }
 
 async fn values(
