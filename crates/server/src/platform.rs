@@ -176,6 +176,8 @@ impl Platform {
     /// The routes of the control plane: MLflow's API, slipway's own API, health, metrics and the UI. `addresses` are served as
     /// `/api/v1/addresses`; `None` in a process that does not listen.
     pub fn control_routes(&self, addresses: Option<&Addresses>) -> Routes {
+        let data = slipway_data::http::routes(self.data.clone())
+            .merge(slipway_data::catalog::http::routes(self.data_catalog.clone()));
         let own = Routes::new()
             .nest(
                 "/api/v1",
@@ -184,7 +186,7 @@ impl Platform {
                     .merge(gpu::routes(self.clone()))
                     .merge(cluster::routes(self.clone()))
                     .merge(runs::routes(self.clone()))
-                    .nest("/data", slipway_data::http::routes(&self.data, &self.data_catalog)),
+                    .nest("/data", data),
             )
             .merge(api::health_routes(self.clone()));
         let own = addresses.cloned().map(api::addresses_routes).into_iter().fold(own, Routes::merge);

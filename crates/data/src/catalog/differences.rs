@@ -117,7 +117,7 @@ impl Opened {
         offset: usize,
         limit: usize,
     ) -> Result<DifferencesPage, DataError> {
-        super::opened::check_revision(from)?;
+        super::names::check_revision(from)?;
         let from = resolve(&self.git, from)?;
         let (old, new) = (self.output_at(&from, path)?, self.output_at(&self.commit, path)?);
         let Some((_, _, part)) = new.as_ref().or(old.as_ref()) else { return Err(DataError::Target(path.to_owned())) };

@@ -7,6 +7,8 @@
 mod datasets;
 mod differences;
 mod graph;
+pub mod http;
+mod names;
 mod objects;
 mod opened;
 mod preview;

@@ -73,7 +73,7 @@ impl NewRepository {
         }
         let folder = self.folder.trim_matches('/').to_owned();
         if !folder.is_empty() {
-            super::opened::check_path(&folder)?;
+            super::names::check_path(&folder)?;
         }
         let added = slipway_core::clock::now_ms();
         Ok(Registered { name: self.name, location, folder, added })

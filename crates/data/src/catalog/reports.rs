@@ -3,7 +3,8 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::opened::{Opened, check_revision};
+use super::names::check_revision;
+use super::opened::Opened;
 use crate::error::DataError;
 use crate::experiments::{show, table};
 use crate::reports::changes::{flatten, with_lists_as_text};

@@ -1,17 +1,14 @@
 //! A slipway server as a remote, under `/api/v1/data`. The paths of objects are those that DVC's own HTTP remote uses, so the official client
 //! works with them; the other routes save round trips and let large uploads continue.
 //!
-//! The module [`repositories`] has the routes of the repositories that the server knows.
+//! The routes of the repositories that the server knows are in [`catalog`](crate::catalog::http).
 //!
 //! Invariant: each handler gets its remote from [`Target`], which has authorized the caller in the remote's namespace.
 
 mod error;
-mod repositories;
 mod target;
 
-pub use repositories::{
-    AtPath, AtRevision, DifferencesQuery, ExperimentsQuery, FilesQuery, Repositories, RevisionsQuery,
-};
+pub(crate) use target::{Operation, authorize};
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -22,7 +19,6 @@ use slipway_access::{Access, Routes};
 use slipway_core::byte_range;
 
 use self::target::{Creating, Deleting, Folder, Listing, Reading, Target};
-use crate::catalog::Catalog;
 use crate::error::DataError;
 use crate::service::Service;
 use crate::wire::{Complete, Items, Part, Parts, Remotes};
@@ -30,14 +26,11 @@ use crate::wire::{Complete, Items, Part, Parts, Remotes};
 /// Maximum bytes of a request with a list of items.
 const MAX_LIST_BYTES: usize = 64 << 20;
 
-/// All routes. The namespace is in the path, or that of the installation, so the handlers decide about access.
-pub fn routes(service: &Service, catalog: &Catalog) -> Routes {
-    let remotes = || {
-        let remotes = Routes::new().get("/remotes", Access::DecidedByHandler, remotes);
-        let remotes = remotes.nest("/remotes/{remote}", of_remote()).with_state(service.clone());
-        remotes.merge(repositories::routes(catalog))
-    };
-    remotes().nest("/namespaces/{namespace}", remotes())
+/// The routes of remotes. The namespace is in the path, or that of the installation, so the handlers decide about access.
+pub fn routes(service: Service) -> Routes {
+    let remotes =
+        || Routes::new().get("/remotes", Access::DecidedByHandler, remotes).nest("/remotes/{remote}", of_remote());
+    remotes().nest("/namespaces/{namespace}", remotes()).with_state(service)
 }
 
 fn of_remote() -> Routes<Service> {

@@ -14,7 +14,7 @@ use crate::layout::Item;
 use crate::service::{Place, Service};
 
 /// An operation on a remote.
-pub(super) trait Operation {
+pub(crate) trait Operation {
     /// The verb of the permission.
     const VERB: Verb;
     /// Whether a run may do it in its own namespace.
@@ -48,16 +48,16 @@ impl Operation for Deleting {
 
 /// The parameters of the path.
 #[derive(Default)]
-pub(super) struct Named {
-    pub(super) namespace: Option<String>,
-    pub(super) repository: String,
+pub(crate) struct Named {
+    pub(crate) namespace: Option<String>,
+    pub(crate) repository: String,
     remote: String,
     path: String,
     number: String,
 }
 
 /// Reads the parameters of the path, and authorizes the caller in the namespace.
-pub(super) async fn authorize<O: Operation, S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<Named, Response> {
+pub(crate) async fn authorize<O: Operation, S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<Named, Response> {
     let Some(decision) = parts.extensions.get::<Decision>().cloned() else {
         return Err(Refusal::Unguarded.response(&parts.headers));
     };

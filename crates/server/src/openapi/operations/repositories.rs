@@ -1,12 +1,12 @@
 //! The repositories of versioned data that the server reads, once for those of the installation and once for those of a namespace.
 
 use axum::http::StatusCode;
+use slipway_data::catalog::http::{
+    AtPath, AtRevision, DifferencesQuery, ExperimentsQuery, FilesQuery, Repositories, RevisionsQuery,
+};
 use slipway_data::catalog::{
     Children, DataSets, DataVersions, DifferencesPage, Experiments, NewRepository, Places, Plots, Preview, Registered,
     StageGraph, Summary, Values,
-};
-use slipway_data::http::{
-    AtPath, AtRevision, DifferencesQuery, ExperimentsQuery, FilesQuery, Repositories, RevisionsQuery,
 };
 
 use super::{JSON, Operation, delete, get, post};

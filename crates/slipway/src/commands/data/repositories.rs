@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use slipway_data::catalog::Registered;
-use slipway_data::http::Repositories;
+use slipway_data::catalog::http::Repositories;
 
 use super::super::Context;
 use crate::Failure;

@@ -12,12 +12,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use slipway_access::{Access, Routes, Verb};
 
-use super::target::{Operation, authorize};
-use crate::catalog::{
+use super::{
     Catalog, Children, DataSets, DataVersions, DifferencesPage, Experiments, NewRepository, Opened, Places, Plots,
     Preview, Registered, StageGraph, Summary, Values,
 };
 use crate::error::DataError;
+use crate::http::{Operation, authorize};
 
 /// Entries of a page unless the request names another number.
 const PAGE: usize = 200;
@@ -139,8 +139,12 @@ impl RevisionsQuery {
     }
 }
 
-/// The routes. The namespace is in the path, or that of the installation, so the handlers decide about access.
-pub(super) fn routes(catalog: &Catalog) -> Routes {
+/// The routes of repositories. The namespace is in the path, or that of the installation, so the handlers decide about access.
+pub fn routes(catalog: Catalog) -> Routes {
+    of_namespace().nest("/namespaces/{namespace}", of_namespace()).with_state(catalog)
+}
+
+fn of_namespace() -> Routes<Catalog> {
     let access = Access::DecidedByHandler;
     let of_repository = Routes::new()
         .get("/datasets", access, data_sets)
@@ -154,13 +158,12 @@ pub(super) fn routes(catalog: &Catalog) -> Routes {
         .get("/values", access, values)
         .get("/plots", access, plots)
         .get("/experiments", access, experiments);
-    let all = Routes::new()
+    Routes::new()
         .get("/repositories", access, list)
         .post("/repositories", access, add)
         .get("/repositories/{repository}", access, summary)
         .delete("/repositories/{repository}", access, remove)
-        .nest("/repositories/{repository}", of_repository);
-    all.with_state(catalog.clone())
+        .nest("/repositories/{repository}", of_repository)
 }
 
 async fn list(State(catalog): State<Catalog>, place: Place<Viewing>) -> Result<Json<Repositories>, DataError> {
@@ -195,7 +198,7 @@ async fn summary(
     place: Place<Viewing>,
     Query(query): Query<AtRevision>,
 ) -> Result<Json<Summary>, DataError> {
-    read(&catalog, &place, query.rev.as_deref(), |opened| opened.summary()).await
+    read(&catalog, &place, query.rev.as_deref(), Opened::summary).await
 }
 
 async fn data_sets(
@@ -203,7 +206,7 @@ async fn data_sets(
     place: Place<Viewing>,
     Query(query): Query<AtRevision>,
 ) -> Result<Json<DataSets>, DataError> {
-    read(&catalog, &place, query.rev.as_deref(), |opened| opened.data_sets()).await
+    read(&catalog, &place, query.rev.as_deref(), Opened::data_sets).await
 }
 
 async fn versions(
@@ -277,7 +280,7 @@ async fn stages(
     place: Place<Viewing>,
     Query(query): Query<AtRevision>,
 ) -> Result<Json<StageGraph>, DataError> {
-    read(&catalog, &place, query.rev.as_deref(), |opened| opened.stage_graph()).await
+    read(&catalog, &place, query.rev.as_deref(), Opened::stage_graph).await
 }
 
 async fn values(
