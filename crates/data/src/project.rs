@@ -11,6 +11,7 @@ use crate::config::{Config, Files as ConfigFiles, LinkType, normalise};
 use crate::error::DataError;
 use crate::ignore::{Rules, is_path_ignored};
 use crate::lock::{Claim, Lock};
+use crate::manifest::{Entry, Manifest};
 use crate::model::HashName;
 use crate::pipeline::template::Unpacking;
 use crate::pipeline::{self, Files};
@@ -19,6 +20,7 @@ use crate::stage::{DVC_SUFFIX, Output, PIPELINE_FILE, Stage};
 use crate::staging::Staging;
 use crate::state::State;
 
+pub mod committed;
 pub mod target;
 
 use self::target::How;
@@ -130,6 +132,20 @@ impl Project {
     /// The folder of temporary files.
     pub fn tmp(&self) -> PathBuf {
         self.root.join(DVC_DIR).join("tmp")
+    }
+
+    /// The files that an output has according to its record; `None` if the cache lacks the manifest.
+    ///
+    /// # Errors
+    /// If the manifest cannot be read.
+    pub(crate) fn recorded_files(&self, out: &Output) -> Result<Option<Manifest>, DataError> {
+        match out.digest {
+            Some(digest) if digest.is_dir => self.cache_of(out.hash).manifest(&digest),
+            Some(digest) => {
+                Ok(Some(Manifest { entries: vec![Entry { path: String::new(), digest, size: out.meta.size }] }))
+            }
+            None => Ok(Some(Manifest::default())),
+        }
     }
 
     /// The cache of the objects of an algorithm.

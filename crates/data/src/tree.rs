@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::commands::checkout::recorded_files;
-use crate::commands::used::stages_at;
 use crate::error::DataError;
+use crate::project::committed::stages_at;
 use crate::project::{Project, find_output};
 use crate::scm::{Blobs, Object};
 use crate::stage::{Output, PIPELINE_FILE, Stage};
@@ -147,7 +146,7 @@ impl<'a> Tree<'a> {
 
     fn tracked(&self, out: &Output) -> Result<Vec<(PathBuf, crate::model::Digest)>, DataError> {
         let Some(root) = &out.path else { return Ok(Vec::new()) };
-        let entries = recorded_files(self.project, out)?.map(|manifest| manifest.entries).unwrap_or_default();
+        let entries = self.project.recorded_files(out)?.map(|manifest| manifest.entries).unwrap_or_default();
         let full = |path: &str| if path.is_empty() { root.clone() } else { root.join(path) };
         Ok(entries.into_iter().map(|entry| (full(&entry.path), entry.digest)).collect())
     }

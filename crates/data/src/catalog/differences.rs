@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::objects::{MAX_PAGE, below};
 use super::opened::Opened;
-use crate::commands::used::stages_at;
 use crate::error::DataError;
 use crate::manifest::Manifest;
 use crate::model::Digest;
+use crate::project::committed::stages_at;
 use crate::revision::resolve;
 use crate::stage::Output;
 

@@ -7,13 +7,13 @@ use tokio::runtime::Handle;
 
 use super::names::{check_path, check_revision};
 use super::registry::Registered;
-use crate::commands::used::stages_at;
 use crate::config::{Config, Files, Level};
 use crate::error::DataError;
 use crate::external::redact;
 use crate::ini::Ini;
 use crate::manifest::{Manifest, digest_of};
 use crate::model::{Digest, HashName};
+use crate::project::committed::stages_at;
 use crate::project::{DVC_DIR, Project, cache_dir, find_output};
 use crate::remote::Remote;
 use crate::revision::resolve;

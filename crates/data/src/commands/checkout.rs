@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{Talk, relink};
 use crate::error::DataError;
 use crate::links::{Links, fingerprint, fingerprint_of};
-use crate::manifest::{Entry, Manifest};
+use crate::manifest::Entry;
 use crate::model::Digest;
 use crate::project::Project;
 use crate::snapshot::{self, Snapshot};
@@ -439,18 +439,4 @@ fn remove_empty_folders(root: &Path, relative: &Path, kept: &BTreeSet<&Path>) ->
         }
     }
     Ok(removed)
-}
-
-/// The files that an output has according to its record; `None` if the cache lacks the manifest.
-///
-/// # Errors
-/// If the manifest cannot be read.
-pub(crate) fn recorded_files(project: &Project, out: &Output) -> Result<Option<Manifest>, DataError> {
-    match out.digest {
-        Some(digest) if digest.is_dir => project.cache_of(out.hash).manifest(&digest),
-        Some(digest) => {
-            Ok(Some(Manifest { entries: vec![Entry { path: String::new(), digest, size: out.meta.size }] }))
-        }
-        None => Ok(Some(Manifest::default())),
-    }
 }

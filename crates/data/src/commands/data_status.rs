@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
 use super::diff::{Version, present, recorded};
-use super::used::stages_at;
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
 use crate::project::Project;
+use crate::project::committed::stages_at;
 use crate::remote::Remote;
 use crate::scm::WorkTree;
 use crate::stage::{Import, Stage};

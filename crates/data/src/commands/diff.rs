@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 
-use super::checkout::recorded_files;
-use super::used::stages_at;
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
 use crate::project::Project;
+use crate::project::committed::stages_at;
 use crate::snapshot;
 use crate::stage::Stage;
 
@@ -166,7 +165,7 @@ pub(super) fn recorded(project: &Project, stages: &[Stage]) -> Result<Version, D
         let (Some(path), Some(digest)) = (&out.path, out.digest) else { continue };
         let name = name_of(project, path);
         if digest.is_dir {
-            let manifest = match recorded_files(project, out) {
+            let manifest = match project.recorded_files(out) {
                 Ok(manifest) => manifest,
                 Err(DataError::File { .. }) => None, // A damaged manifest counts as missing.
                 Err(error) => return Err(error),

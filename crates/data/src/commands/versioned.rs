@@ -8,12 +8,13 @@ use futures_util::StreamExt;
 
 use super::run::save;
 use super::transfer::{Options, transfer};
-use super::used::{Object, commits, stages_at};
+use super::used::{Object, commits};
 use super::{GitFiles, Talk};
 use crate::config::relative_path;
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
 use crate::project::Project;
+use crate::project::committed::stages_at;
 use crate::remote::versioned::Versioned;
 use crate::stage::{CloudVersion, Import, ListedFile, Output, Stage};
 

@@ -6,12 +6,12 @@ use md5::{Digest as _, Md5};
 
 use super::repository::Repository;
 use crate::cache::Cache;
-use crate::commands::used::{stages_at, stages_in};
 use crate::config::{normalise, relative_path};
 use crate::error::DataError;
 use crate::manifest::{Entry, Manifest};
 use crate::model::{Digest, HashName};
 use crate::pipeline::template::Unpacking;
+use crate::project::committed::{stages_at, stages_in};
 use crate::project::{DVC_DIR, Project, find_output};
 use crate::stage::{Output, Stage};
 
