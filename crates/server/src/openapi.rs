@@ -64,10 +64,14 @@ enum Content {
     Json(SchemaOf),
     /// Bytes, as an alternative to JSON with the same status.
     Binary,
+    /// A picture of any type that consists of pixels.
+    Picture,
 }
 
 /// The media type of bytes. In OpenAPI 3.1 they have no schema.
 const BINARY: &str = "application/octet-stream";
+/// The media types of pictures.
+const PICTURE: &str = "image/*";
 
 impl Operation {
     fn new(method: Method, path: &'static str, id: &'static str, summary: &'static str) -> Self {
@@ -162,6 +166,7 @@ fn describe(operation: &Operation, access: Access, schemas: &mut Schemas) -> Val
                 response["content"]["application/json"] = json!({"schema": schemas.response(*schema)});
             }
             Content::Binary => response["content"][BINARY] = json!({}),
+            Content::Picture => response["content"][PICTURE] = json!({}),
         }
     }
     let public = access == Access::Public;

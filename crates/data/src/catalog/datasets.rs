@@ -1,7 +1,7 @@
 //! The data sets of a revision, and the versions of one along the history.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -243,7 +243,7 @@ impl Opened {
     }
 
     /// The output at a path (absolute) that a `.dvc` file or pipeline of a commit has.
-    fn output_in(&self, blobs: &Blobs, commit: &str, file: &Path, path: &PathBuf) -> Result<Option<Output>, DataError> {
+    fn output_in(&self, blobs: &Blobs, commit: &str, file: &Path, path: &Path) -> Result<Option<Output>, DataError> {
         let read = |file: &Path| match blobs.get(commit, file)? {
             Some(Object::Blob(bytes)) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
             _ => Ok::<_, DataError>(None),

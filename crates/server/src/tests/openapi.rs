@@ -17,6 +17,7 @@ use slipway_gpu::inventory::{
 };
 
 use super::json_schema;
+use super::repositories::{GIF, Repository};
 use super::{RUN_ID, Reply, TestServer};
 use crate::openapi::operations;
 
@@ -153,11 +154,17 @@ impl CheckedServer {
 
     /// Sends a request and validates the response, and also the request body if the request succeeds.
     async fn send(&mut self, role: &str, method: &str, path: &str, body: Value) -> Value {
-        let text = if body.is_null() { String::new() } else { body.to_string() };
+        let operation = self.operation(method, path);
+        let is_json = operation["requestBody"]["content"].get("application/json").is_some();
+        let text = match &body {
+            Value::Null => String::new(),
+            Value::String(text) if !is_json => text.clone(),
+            json => json.to_string(),
+        };
         let reply = self.server.send_as(role, method, path, &text).await;
         let operation = self.operation(method, path);
         if reply.status.is_success() {
-            if !body.is_null() && operation["requestBody"]["content"].get("application/json").is_some() {
+            if !body.is_null() && is_json {
                 let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
                 let checked = json_schema::check(&self.document, schema, &body);
                 assert_eq!(checked, Ok(()), "the body of {method} {path}");
@@ -195,12 +202,12 @@ impl CheckedServer {
         let sent = reply.headers.get("content-type").and_then(|t| t.to_str().ok()).ok_or("no content type")?;
         let essence = |media_type: &str| media_type.split(';').next().unwrap_or_default().to_owned();
         let (_, media) = object(content)
-            .find(|(t, _)| essence(t) == essence(sent))
+            .find(|(t, _)| essence(t) == essence(sent) || (*t == "image/*" && sent.starts_with("image/")))
             .ok_or(format!("{sent} is not in the document"))?;
         let value = match essence(sent).as_str() {
             "application/json" => serde_json::from_slice(&reply.body).map_err(|e| e.to_string())?,
             // Binary content has no schema.
-            "application/octet-stream" => return Ok(Value::Null),
+            _ if media.get("schema").is_none() => return Ok(Value::Null),
             _ => Value::String(String::from_utf8(reply.body.to_vec()).map_err(|e| e.to_string())?),
         };
         json_schema::check(&self.document, &media["schema"], &value).map(|()| value)
@@ -403,6 +410,9 @@ async fn responses_match_the_document() {
     for remote in ["remotes", "namespaces/team-a/remotes"] {
         share_data(&mut checked, &format!("/api/v1/data/{remote}")).await;
     }
+    for repositories in ["repositories", "namespaces/team-a/repositories"] {
+        show_data(&mut checked, &format!("/api/v1/data/{repositories}")).await;
+    }
 
     checked.succeeded.insert("getGpuInventory".into());
     let ids = checked.document["paths"].as_object().unwrap().values().flat_map(|methods| object(methods).map(|m| m.1));
@@ -412,6 +422,36 @@ async fn responses_match_the_document() {
 }
 
 /// The JSON part of a response with binary tensors has the same schema as a pure JSON response.
+/// Registers a repository, reads all that is shown of it, and forgets it.
+async fn show_data(checked: &mut CheckedServer, repositories: &str) {
+    let repository = Repository::new();
+    repository.track(&[("a.csv", b"x,y\n1,2\n"), ("b.gif", GIF)]);
+    repository.write("metrics.json", r#"{"accuracy": 0.5}"#);
+    repository.write("dvc.yaml", "stages:\n  train:\n    cmd: train\n    deps: [images]\nmetrics:\n- metrics.json\n");
+    repository.commit("Images");
+    let new = json!({"name": "digits", "location": repository.path()});
+    checked.succeed("POST", repositories, new).await;
+    assert_eq!(checked.succeed("GET", repositories, Value::Null).await["repositories"][0]["name"], "digits");
+    let digits = format!("{repositories}/digits");
+    for path in [
+        "",
+        "/datasets",
+        "/versions?path=images",
+        "/files?path=images",
+        "/places?path=images",
+        "/differences?path=images&from=HEAD",
+        "/preview?path=images/a.csv",
+        "/picture?path=images/b.gif",
+        "/stages",
+        "/values?revs=HEAD",
+        "/plots?revs=HEAD",
+        "/experiments",
+    ] {
+        checked.succeed("GET", &format!("{digits}{path}"), Value::Null).await;
+    }
+    checked.succeed("DELETE", &digits, Value::Null).await;
+}
+
 /// Sends objects to a remote, whose contents are the texts of two numbers, and receives and removes them.
 async fn share_data(checked: &mut CheckedServer, remotes: &str) {
     let (one, two) = ("files/md5/c4/ca4238a0b923820dcc509a6f75849b", "files/md5/c8/1e728d9d4c2f636f067f89cc14862c");
@@ -426,6 +466,8 @@ async fn share_data(checked: &mut CheckedServer, remotes: &str) {
     assert_eq!(missing, json!({"items": []}));
     assert_eq!(checked.succeed("GET", remotes, Value::Null).await, json!({"remotes": ["data"]}));
     checked.succeed("GET", &format!("{remote}/{one}"), Value::Null).await;
+    checked.succeed("POST", &format!("{remote}/upload"), Value::String(format!("{one} 1\n1"))).await;
+    checked.succeed("POST", &format!("{remote}/download"), json!({"items": [one]})).await;
     checked.succeed("DELETE", &format!("{remote}/{one}"), Value::Null).await;
     checked.succeed("POST", &format!("{remote}/remove"), json!({"items": [two]})).await;
     assert_eq!(checked.succeed("GET", &format!("{remote}/items"), Value::Null).await, json!({"items": []}));

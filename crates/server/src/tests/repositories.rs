@@ -13,7 +13,7 @@ use super::TestServer;
 const ALL: &str = "/api/v1/data/repositories";
 
 /// A repository with a DVC project in a temporary folder.
-struct Repository {
+pub(super) struct Repository {
     folder: PathBuf,
     cache: Cache,
 }
@@ -25,7 +25,7 @@ impl Drop for Repository {
 }
 
 impl Repository {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
         std::fs::create_dir(&folder).unwrap();
         let cache = Cache::new(&folder.join(".dvc/cache"), HashName::Md5, false);
@@ -39,7 +39,7 @@ impl Repository {
         repository
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.folder
     }
 
@@ -55,13 +55,13 @@ impl Repository {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    fn write(&self, path: &str, text: &str) {
+    pub(super) fn write(&self, path: &str, text: &str) {
         let path = self.path().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
 
-    fn commit(&self, message: &str) -> String {
+    pub(super) fn commit(&self, message: &str) -> String {
         self.git(&["add", "--all"]);
         self.git(&["commit", "--quiet", "--message", message]);
         self.git(&["rev-parse", "HEAD"])
@@ -74,7 +74,7 @@ impl Repository {
     }
 
     /// Tracks a folder `images` with these files.
-    fn track(&self, files: &[(&str, &[u8])]) -> Digest {
+    pub(super) fn track(&self, files: &[(&str, &[u8])]) -> Digest {
         let entry = |(path, bytes): &(&str, &[u8])| Entry { path: (*path).into(), digest: self.put(bytes), size: None };
         let manifest = Manifest::new(files.iter().map(entry).collect());
         let digest = self.cache.put_manifest(&manifest).unwrap();
@@ -106,7 +106,8 @@ async fn get(server: &TestServer, path: &str) -> Value {
     json_of(&reply)
 }
 
-const GIF: &[u8] = b"GIF89a\x01\x00\x01\x00\x00\x00\x00;";
+/// A picture of one pixel.
+pub(super) const GIF: &[u8] = b"GIF89a\x01\x00\x01\x00\x00\x00\x00;";
 
 #[tokio::test]
 async fn data_sets_versions_differences_and_previews_are_shown() {

@@ -45,7 +45,7 @@ macro_rules! below {
                 .json::<Preview>(),
             below!(get $prefix, "/{repository}/picture", "getDataPicture", $suffix, "A picture of a version", $of)
                 .query::<AtPath>()
-                .response(StatusCode::OK, Content::Binary),
+                .response(StatusCode::OK, Content::Picture),
             below!(get $prefix, "/{repository}/stages", "getDataStages", $suffix, "The graph of stages, and which are stale", $of)
                 .query::<AtRevision>()
                 .json::<StageGraph>(),
