@@ -172,8 +172,7 @@ async fn run(
         None => (queue.folder.join("standalone"), "tempdir"),
     };
     std::fs::create_dir_all(&parent).map_err(DataError::io(&parent))?;
-    let folder = tempfile::Builder::new().prefix("tmp").tempdir_in(&parent).map_err(DataError::io(&parent))?;
-    let place = folder.path().to_owned();
+    let place = parent.join(format!("tmp{}", slipway_core::ids::hex32()));
     let dvc_dir = relative_path(&queue.root.join(DVC_DIR), queue.git.root());
     let mut info = Info {
         git_url: format!("file://{}", place.display()),
@@ -188,8 +187,10 @@ async fn run(
         result_force: false,
         status: status::PREPARING,
     };
+    // Recorded before the folder exists, so that the folder of a killed process is found and removed.
     records.set_info(&info)?;
     let result = async {
+        std::fs::create_dir(&place).map_err(DataError::io(&place))?;
         let arguments = read_arguments(&queue.git, &queue.root, &entry.stash_rev)?;
         prepare(queue, entry, &place, &dvc_dir)?;
         info.status = status::RUNNING;
@@ -225,7 +226,7 @@ async fn run(
     }
     info.status = if result.is_ok() { status::FINISHED } else { status::FAILED };
     records.set_info(&info)?;
-    drop(folder);
+    let _ = remove_place(queue, &info); // Best effort; the next command removes it otherwise.
     result
 }
 
