@@ -470,8 +470,8 @@ def unsupported_options_are_errors(programs):
     with sandbox(programs) as place:
         project = place.project("p")
         for url, name, value, words in [
-            ("s3://b", "version_aware", "true", "version_aware"),
-            ("s3://b", "worktree", "true", "worktree"),
+            ("gs://b", "version_aware", "true", "version_aware"),
+            ("azure://c", "worktree", "true", "s3:// only"),
             ("s3://b", "acl", "private", "acl"),
             ("s3://b", "use_ssl", "false", "endpointurl"),
             ("http://127.0.0.1:1", "auth", "digest", "digest"),
