@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::Talk;
 use super::checkout::restore_outputs;
 use super::run::run_cache;
-use super::transfer::{Options, by_remote, transfer, transfer_runs};
+use super::transfer::{Options, by_remote, split_cached, transfer, transfer_runs};
 use super::used::Object;
 use super::{record, run};
 use crate::error::DataError;
@@ -59,13 +59,9 @@ fn objects(project: &Project, outputs: &[Output]) -> Result<Vec<Object>, DataErr
 
 /// Sends what the cache has of outputs and the remote lacks. A folder's manifest is sent after its files.
 async fn send(project: &Project, outputs: &[Output]) -> Result<(), DataError> {
-    let mut present = Vec::new();
-    for object in objects(project, outputs)? {
-        if project.cache_of(object.hash).contains(&object.digest)? {
-            present.push(object);
-        }
-    }
-    for (name, objects) in by_remote(present, &Options::default()) {
+    let all = objects(project, outputs)?;
+    let (cached, _) = split_cached(project, all.iter().collect())?;
+    for (name, objects) in by_remote(cached.into_iter().cloned().collect(), &Options::default()) {
         let remote = Remote::open(&project.config, name.as_deref(), "push")?;
         let jobs = remote.concurrency(None);
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
@@ -84,13 +80,9 @@ async fn send(project: &Project, outputs: &[Output]) -> Result<(), DataError> {
 async fn receive_objects(project: &Project, outputs: &[Output]) -> Result<bool, DataError> {
     // The files of a folder are known when its manifest is here.
     for _ in ["manifests and files", "files of folders"] {
-        let mut lacking = Vec::new();
-        for object in objects(project, outputs)? {
-            if !project.cache_of(object.hash).contains(&object.digest)? {
-                lacking.push(object);
-            }
-        }
-        for (name, objects) in by_remote(lacking, &Options::default()) {
+        let all = objects(project, outputs)?;
+        let (_, lacking) = split_cached(project, all.iter().collect())?;
+        for (name, objects) in by_remote(lacking.into_iter().cloned().collect(), &Options::default()) {
             let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
             let jobs = remote.concurrency(None);
             let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();

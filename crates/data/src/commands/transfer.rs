@@ -124,7 +124,7 @@ pub async fn fetch(
 }
 
 /// The objects that the cache has, and those that it lacks.
-fn split_cached<'a>(
+pub(super) fn split_cached<'a>(
     project: &Project,
     objects: Vec<&'a Object>,
 ) -> Result<(Vec<&'a Object>, Vec<&'a Object>), DataError> {

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use super::exists_error;
 use crate::error::DataError;
 use crate::revision::reference;
 use crate::scm::Git;
@@ -35,6 +36,19 @@ pub fn check(git: &Git, baseline: &str, name: &str) -> Result<(), DataError> {
         )));
     }
     Ok(())
+}
+
+/// The name of a new experiment: the given one, which no experiment of the baseline may have unless it is to be replaced, or a random one.
+///
+/// # Errors
+/// [`DataError::Invalid`] if the name is not valid or exists.
+pub fn choose(git: &Git, baseline: &str, name: Option<&str>, replace: bool) -> Result<String, DataError> {
+    let Some(name) = name else { return free(git, baseline) };
+    check(git, baseline, name)?;
+    if !replace && !git.references(&reference(baseline, name))?.is_empty() {
+        return Err(exists_error(name));
+    }
+    Ok(name.to_owned())
 }
 
 /// A random name that no experiment of the baseline has.

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
+use super::names;
 use super::overrides::{self, Override};
 use super::save::{self, record};
-use super::{exists_error, names};
 use crate::commands::Talk;
 use crate::commands::repro::{self, Say, repro};
 use crate::error::DataError;
 use crate::project::Project;
-use crate::revision::{Experiment, reference, repository};
+use crate::revision::{Experiment, repository};
 use crate::scm::Git;
 use crate::stage::LOCK_FILE;
 
@@ -37,16 +37,7 @@ pub struct Request {
 pub async fn run(project: &mut Project, request: &Request, talk: &dyn Talk, say: Say) -> Result<Experiment, DataError> {
     let git = project.git.clone();
     let (git, head) = repository(git.as_ref())?;
-    let name = match &request.name {
-        Some(name) => {
-            names::check(git, &head, name)?;
-            if !request.repro.force && !git.references(&reference(&head, name))?.is_empty() {
-                return Err(exists_error(name));
-            }
-            name.clone()
-        }
-        None => names::free(git, &head)?,
-    };
+    let name = names::choose(git, &head, request.name.as_deref(), request.repro.force)?;
     let files = overrides::apply(&project.current, &request.params)?;
     let request = Request { name: Some(name), ..request.clone() };
     reproduce(project, head, &request, files, talk, say).await

@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{EXEC_HEAD, exists_error, names};
+use super::{EXEC_HEAD, names};
 use crate::commands::{Talk, commit};
 use crate::error::DataError;
 use crate::pipeline::value::to_sorted_json;
 use crate::project::{Project, is_stage_file};
 use crate::reports::definitions::Definitions;
-use crate::revision::{Experiment, reference, repository};
+use crate::revision::{Experiment, repository};
 use crate::scm::{Git, Index, RefChange};
 use crate::stage::LOCK_FILE;
 use crate::tree::Tree;
@@ -43,16 +43,7 @@ pub fn save(
 ) -> Result<Experiment, DataError> {
     let git = project.git.clone();
     let (git, head) = repository(git.as_ref())?;
-    let name = match &options.name {
-        Some(name) => {
-            names::check(git, &head, name)?;
-            if !options.force && !git.references(&reference(&head, name))?.is_empty() {
-                return Err(exists_error(name));
-            }
-            name.clone()
-        }
-        None => names::free(git, &head)?,
-    };
+    let name = names::choose(git, &head, options.name.as_deref(), options.force)?;
     for path in &options.untracked {
         if !path.exists() {
             return Err(DataError::Missing(project.display(path)));

@@ -9,9 +9,9 @@ use crate::commands::status::output_change;
 use crate::commands::{Talk, commit, repro};
 use crate::error::DataError;
 use crate::experiments::run::Request;
-use crate::experiments::{exists_error, names, overrides};
+use crate::experiments::{names, overrides};
 use crate::project::{DVC_DIR, Project};
-use crate::revision::{QUEUE, reference, repository};
+use crate::revision::{QUEUE, repository};
 use crate::scm::{Git, Index};
 use crate::yaml::Value;
 
@@ -38,16 +38,7 @@ pub(super) fn stash(
 ) -> Result<Entry, DataError> {
     let git = project.git.clone();
     let (git, head) = repository(git.as_ref())?;
-    let name = match &request.name {
-        Some(name) => {
-            names::check(git, &head, name)?;
-            if !request.repro.force && !git.references(&reference(&head, name))?.is_empty() {
-                return Err(exists_error(name));
-            }
-            name.clone()
-        }
-        None => names::free(git, &head)?,
-    };
+    let name = names::choose(git, &head, request.name.as_deref(), request.repro.force)?;
     let texts = overrides::changed_texts(&project.current, &request.params)?;
     let data = data_files(project)?;
     commit_data(project, &data, talk)?;
