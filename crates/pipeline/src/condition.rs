@@ -4,7 +4,7 @@
 //! known to be a comparison of different types, such as `int(x) == 'a'`, which would otherwise be false without a word. Parameters have no
 //! static type: a string parameter is simply not equal to a number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators as op};
@@ -37,6 +37,22 @@ impl Condition {
             Type::Bool | Type::Dynamic => Ok(Self { program }),
             other => Err(format!("the condition is of type {}; expected bool", other.name())),
         }
+    }
+
+    /// Names of the parameters that the condition refers to with a literal, as in `inputs.parameter_values['x']`.
+    pub fn parameters(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        visit(self.program.expression(), &mut |expression| {
+            if let Expr::Call(call) = expression
+                && call.func_name == op::INDEX
+                && let [map, key] = call.args.as_slice()
+                && let (Expr::Select(select), Expr::Literal(LiteralValue::String(name))) = (&map.expr, &key.expr)
+                && select.field == "parameter_values"
+            {
+                names.insert(name.inner().to_owned());
+            }
+        });
+        names
     }
 
     /// Whether the task is triggered.
@@ -90,6 +106,32 @@ fn compile_selector(expression: &str) -> Result<Program, String> {
     let program = compile(expression, &fields)?;
     static_type(program.expression(), 0)?;
     Ok(program)
+}
+
+/// Visits an expression and those in it. The parser limits their depth.
+fn visit(expression: &IdedExpr, visitor: &mut impl FnMut(&Expr)) {
+    visitor(&expression.expr);
+    match &expression.expr {
+        Expr::Call(call) => {
+            call.target.iter().map(|target| &**target).chain(&call.args).for_each(|e| visit(e, visitor))
+        }
+        Expr::Select(select) => visit(&select.operand, visitor),
+        Expr::List(list) => list.elements.iter().for_each(|e| visit(e, visitor)),
+        Expr::Comprehension(comprehension) => {
+            [&comprehension.iter_range, &comprehension.loop_cond, &comprehension.loop_step, &comprehension.result]
+                .into_iter()
+                .for_each(|e| visit(e, visitor));
+        }
+        Expr::Map(map) => {
+            for entry in &map.entries {
+                if let EntryExpr::MapEntry(entry) = &entry.expr {
+                    visit(&entry.key, visitor);
+                    visit(&entry.value, visitor);
+                }
+            }
+        }
+        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) | Expr::Struct(_) => {}
+    }
 }
 
 fn environment() -> Arc<Env> {

@@ -57,7 +57,22 @@ pub fn read(text: &str) -> Result<Document, Error> {
 /// # Errors
 /// [`Error::Specification`] with all faults, one per line, as `PATH: REASON`.
 pub fn read_json(value: Value) -> Result<Document, Error> {
+    if !is_within(&value, MAX_DEPTH) {
+        return Err(Error::Specification(format!(
+            "the pipeline has more than {MAX_DEPTH} objects and lists inside each other"
+        )));
+    }
     document(vec![Node::from(value)])
+}
+
+/// Whether objects and lists are not nested more deeply.
+fn is_within(value: &Value, depth: usize) -> bool {
+    let mut parts: Box<dyn Iterator<Item = &Value>> = match value {
+        Value::Array(values) => Box::new(values.iter()),
+        Value::Object(fields) => Box::new(fields.values()),
+        _ => return true,
+    };
+    depth > 0 && parts.all(|part| is_within(part, depth - 1))
 }
 
 fn parse(text: &str) -> Result<Vec<Node>, Error> {
