@@ -8,12 +8,12 @@
 
 mod data;
 pub mod descriptors;
-mod environment;
+pub mod environment;
 mod log;
 mod reconcile;
 mod room;
 mod runs;
-mod supervisor;
+pub mod supervisor;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
