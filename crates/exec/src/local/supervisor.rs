@@ -11,6 +11,7 @@
 //! | `task.json` | before the start | [`Task`] |
 //! | `lock` | before the start | locked while the supervisor is alive |
 //! | `started` | before the program starts | nothing; whoever creates it may start the program, so no program is started twice |
+//! | `stop` | by the server, to stop the attempt | nothing; a program that has not started is not started any more |
 //! | `process.json` | after the program has started | the processes |
 //! | `log` | by the program | its standard output and standard error |
 //! | `end.json` | at the end | how it ended |
@@ -203,13 +204,20 @@ pub async fn wait(attempt: &Path) -> Result<Observation, ExecError> {
         }
         match supervisor {
             Some(descriptor) => {
-                let descriptor = AsyncFd::register_with_interest(descriptor, Interest::READABLE)
-                    .map_err(|error| io()(error.into()))?;
+                // Deprecated for types whose descriptor may change; an `OwnedFd` keeps its descriptor.
+                #[allow(deprecated)]
+                let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE).map_err(io())?;
                 let _guard = descriptor.readable().await.map_err(io())?;
             }
             None => tokio::time::sleep(START_POLL_INTERVAL).await,
         }
     }
+}
+
+/// Whether a program may have been started for an attempt: it must not be started again.
+pub fn has_started(attempt: &Path) -> bool {
+    // The order matters: a supervisor that ends between the first two checks has created the file.
+    is_locked(attempt) || ["started", "end.json"].iter().any(|file| attempt.join(file).exists())
 }
 
 /// Kills the processes whose output goes to this log, which only the program of the attempt and its children do. Their ids are not known
@@ -282,6 +290,10 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
         command.current_dir(folder);
     }
     std::fs::File::create_new(attempt.join("started")).map_err(io("claiming the start"))?;
+    if attempt.join("stop").exists() {
+        let record = EndRecord { since: None, at: now_ms(), how: RecordedOutcome::Stopped };
+        return write(&attempt.join("end.json"), &record).map_err(io("writing end.json"));
+    }
     let since = now_ms();
     let record = match command.spawn() {
         Err(error) => {

@@ -1,6 +1,7 @@
 """A warm worker: a process that has imported kfp and forks a supervisor and a program for each step.
 
-Started as `python -I worker.py SOCKET LOCK_FD IDLE_SECONDS [MODULE ...]` in the folder of the socket. It writes one line to standard
+Started as `python -I worker.py SOCKET IDLE_SECONDS [MODULE ...]` in the folder of the socket. Its standard input is a locked file, which
+shows that it is alive. It writes one line to standard
 output when it accepts connections. A client sends one request, a line of JSON, and the connection is closed when the step has ended, or if
 it was not started. The files of an attempt are those of `slipway supervise` (slipway_exec::local::supervisor): `lock` is locked while the
 supervisor is alive, the creation of `started` claims the start, `process.json` and `end.json` record the processes and the end.
@@ -30,10 +31,10 @@ MAX_KILL_ROUNDS = 1000
 
 
 def main():
-    path, lock, idle = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    os.set_inheritable(lock, False)
+    path, idle = sys.argv[1], float(sys.argv[2])
+    os.setsid()  # it outlives the server and its terminal
     os.environ["_KFP_RUNTIME"] = "true"
-    for module in sys.argv[4:]:
+    for module in sys.argv[3:]:
         try:
             importlib.import_module(module)
         except BaseException as error:  # the step reports it, if it needs the module
@@ -51,8 +52,8 @@ def main():
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("ready", flush=True)
-    log = os.open(os.devnull, os.O_RDWR)
-    os.dup2(log, 1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
     # Objects that exist now are never collected, so that a collection in a step does not copy their memory.
     gc.collect()
     gc.freeze()
@@ -75,8 +76,9 @@ def main():
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                for descriptor in (listener.detach(), awake, wake, lock):
+                for descriptor in (listener.detach(), awake, wake):
                     os.close(descriptor)
+                os.dup2(null, 0)  # only this process keeps the lock
                 supervise(connection)
             steps += 1
             connection.close()
@@ -101,6 +103,9 @@ def supervise(connection):
         print(f"a request was refused: {error!r}", file=sys.stderr, flush=True)
         os._exit(1)
     since = now()
+    if os.path.exists("stop"):
+        record("end.json", {"since": None, "at": since, "how": "Stopped"})
+        os._exit(0)
     try:
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         set_subreaper()
@@ -137,7 +142,6 @@ def execute(request, log):
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.closerange(3, 256)
