@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use md5::{Digest as _, Md5};
-use rustix::fs::OFlags;
+use rayon::prelude::*;
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::config::LinkType;
 use crate::error::DataError;
@@ -19,7 +20,8 @@ use crate::hash::{Hasher, fill, hash_file, with_buffer};
 use crate::incoming::{Incoming, OBJECT_MODE, TEMPORARY, Temporary, copy};
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of};
 use crate::model::{Digest, HashName};
-use crate::staging::{Staging, new_file};
+use crate::pieces::hash_rest;
+use crate::staging::{Staging, new_file, settle};
 use crate::stat::Stat;
 use crate::walk::{open, read_folder};
 
@@ -82,7 +84,7 @@ impl Cache {
     pub fn contains(&self, digest: &Digest) -> Result<bool, DataError> {
         let path = self.path(digest);
         let Some(stat) = Stat::of_path(&path).map_err(DataError::io(&path))? else { return Ok(false) };
-        if stat.mode & 0o7777 == OBJECT_MODE {
+        if is_protected(&stat) {
             return Ok(true);
         }
         if hash_file(&path, self.hash)? == digest.md5 {
@@ -91,6 +93,51 @@ impl Cache {
         }
         std::fs::remove_file(&path).map_err(DataError::io(&path))?;
         Ok(false)
+    }
+
+    /// Which of many objects exist, like [`Self::contains`], in their order. Each folder of the cache is opened once, since the resolution of a
+    /// path takes as long as the rest of a look-up.
+    ///
+    /// # Errors
+    /// If the cache cannot be read.
+    pub fn contains_all(&self, digests: &[Digest]) -> Result<Vec<bool>, DataError> {
+        let mut shards = vec![Vec::new(); self.shards.len()];
+        for (i, digest) in digests.iter().enumerate() {
+            shards[usize::from(digest.md5[0])].push(i);
+        }
+        let found: Vec<Vec<usize>> =
+            shards.into_par_iter().map(|numbers| self.existing_in_shard(digests, numbers)).collect::<Result<_, _>>()?;
+        let mut existing = vec![false; digests.len()];
+        found.into_iter().flatten().for_each(|i| existing[i] = true);
+        Ok(existing)
+    }
+
+    /// The numbers of the digests whose objects exist. All are in the same folder.
+    fn existing_in_shard(&self, digests: &[Digest], mut numbers: Vec<usize>) -> Result<Vec<usize>, DataError> {
+        let Some(first) = numbers.first() else { return Ok(numbers) };
+        let folder = self.root.join(digests[*first].object_name().0);
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let opened = match rustix::fs::open(&folder, flags, Mode::empty()) {
+            Ok(opened) => opened,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(Vec::new()),
+            Err(error) => return Err(DataError::io(&folder)(error.into())),
+        };
+        let mut outcome = Ok(());
+        numbers.retain(|i| {
+            let digest = &digests[*i];
+            let stat = Stat::at(&opened, &digest.to_string()[2..], AtFlags::empty()).map_err(DataError::io(&folder));
+            let exists = match stat {
+                Ok(None) => Ok(false),
+                Ok(Some(stat)) if is_protected(&stat) => Ok(true),
+                Ok(Some(_)) => self.contains(digest),
+                Err(error) => Err(error),
+            };
+            exists.unwrap_or_else(|error| {
+                outcome = Err(error);
+                false
+            })
+        });
+        outcome.map(|()| numbers)
     }
 
     /// Verifies the content of an object.
@@ -222,7 +269,7 @@ impl Cache {
         let md5 = if self.reflink(&file, temporary.file()) {
             hash_file(temporary.path(), HashName::Md5)?
         } else {
-            copy_and_hash(&mut file, temporary.file()).map_err(DataError::io(source))?
+            copy_and_hash(&mut file, temporary.file(), HashName::Md5).map_err(DataError::io(source))?
         };
         let digest = Digest::of_file(md5);
         if !self.contains(&digest)? {
@@ -273,14 +320,17 @@ impl Cache {
             let linked = match link {
                 LinkType::Reflink if self.lacks_reflinks.load(Ordering::Relaxed) => continue,
                 LinkType::Reflink => create(&|path| {
-                    let source = File::open(&object)?;
-                    if self.reflink(&source, &new_file(path)?) {
-                        Ok(())
+                    let (source, file) = (File::open(&object)?, new_file(path)?);
+                    if self.reflink(&source, &file) {
+                        settle(&file)
                     } else {
                         Err(std::io::ErrorKind::Unsupported.into())
                     }
                 }),
-                LinkType::Copy => create(&|path| copy(&object, &new_file(path)?)),
+                LinkType::Copy => create(&|path| {
+                    let file = new_file(path)?;
+                    copy(&object, &file).and_then(|()| settle(&file))
+                }),
                 // Renaming one name of a file to another one of it would do nothing.
                 LinkType::Hardlink if is_same_file(&object, target) => Ok(()),
                 LinkType::Hardlink => create(&|path| {
@@ -435,11 +485,11 @@ impl Cache {
     /// Copies a large object, and returns the same.
     fn copy_large(&self, file: &mut File, to: &Temporary, digest: &Digest, verify: bool) -> std::io::Result<bool> {
         file.rewind()?;
-        if verify && self.hash == HashName::Md5 {
-            return Ok(copy_and_hash(file, to.file())? == digest.md5);
+        if verify {
+            return Ok(copy_and_hash(file, to.file(), self.hash)? == digest.md5);
         }
         std::io::copy(file, &mut to.file())?;
-        Ok(!verify || hash_file(to.path(), self.hash).map_err(std::io::Error::other)? == digest.md5)
+        Ok(true)
     }
 }
 
@@ -452,6 +502,18 @@ pub struct Listing {
     pub leftovers: Vec<PathBuf>,
 }
 
+/// Whether an object is complete: DVC and slipway make it read-only when it is.
+fn is_protected(stat: &Stat) -> bool {
+    stat.mode & 0o7777 == OBJECT_MODE
+}
+
+/// Copies a file, and returns its digest.
+fn copy_and_hash(file: &mut File, target: &File, hash: HashName) -> std::io::Result<[u8; 16]> {
+    let mut hasher = Hasher::new(hash);
+    hash_rest(file, Some(target), &mut hasher)?;
+    Ok(hasher.finish())
+}
+
 /// Whether two paths name the same file.
 fn is_same_file(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()));
@@ -461,48 +523,4 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 /// Makes an object read-only. Best effort, as in DVC: it may belong to another user of a shared cache.
 fn protect(path: &Path) {
     let _ = std::fs::set_permissions(path, Permissions::from_mode(OBJECT_MODE));
-}
-
-/// Copies a file while another thread computes its MD5.
-fn copy_and_hash(file: &mut File, mut target: &File) -> std::io::Result<[u8; 16]> {
-    /// Number of buffers in flight.
-    const BUFFERS: usize = 4;
-    let (to_writer, from_reader) = std::sync::mpsc::sync_channel::<(Vec<u8>, usize)>(BUFFERS);
-    let (to_reader, from_writer) = std::sync::mpsc::channel::<Vec<u8>>();
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || {
-            for (buffer, length) in from_reader {
-                target.write_all(&buffer[..length])?;
-                let _ = to_reader.send(buffer); // The reader may have finished.
-            }
-            Ok::<_, std::io::Error>(())
-        });
-        let mut hasher = Md5::new();
-        let mut buffers = 0;
-        let read = loop {
-            let mut buffer = match from_writer.try_recv() {
-                Ok(buffer) => buffer,
-                Err(_) if buffers <= BUFFERS => {
-                    buffers += 1;
-                    vec![0; crate::hash::BUFFER_BYTES]
-                }
-                Err(_) => match from_writer.recv() {
-                    Ok(buffer) => buffer,
-                    Err(_) => break Ok(()), // The writer failed; its error is reported below.
-                },
-            };
-            let length = match fill(file, &mut buffer) {
-                Ok(length) => length,
-                Err(error) => break Err(error),
-            };
-            hasher.update(&buffer[..length]);
-            let last = length < buffer.len();
-            if to_writer.send((buffer, length)).is_err() || last {
-                break Ok(());
-            }
-        };
-        drop(to_writer);
-        let written = writer.join().unwrap_or_else(|_| Err(std::io::Error::other("the writing thread panicked")));
-        read.and(written).map(|()| hasher.finalize().into())
-    })
 }

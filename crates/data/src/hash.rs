@@ -7,6 +7,7 @@ use md5::{Digest as _, Md5};
 
 use crate::error::DataError;
 use crate::model::HashName;
+use crate::pieces::hash_rest;
 use crate::walk::open;
 
 /// Bytes that are read at once.
@@ -63,15 +64,12 @@ impl Hasher {
 pub(crate) fn hash_file(path: &Path, name: HashName) -> Result<[u8; 16], DataError> {
     let mut file = open(path)?;
     let mut hasher = Hasher::new(name);
-    with_buffer(|buffer| {
-        loop {
-            let length = fill(&mut file, buffer).map_err(DataError::io(path))?;
-            hasher.update(&buffer[..length]);
-            if length < buffer.len() {
-                return Ok::<_, DataError>(());
-            }
-        }
-    })?;
+    let hashed = with_buffer(|buffer| {
+        let length = fill(&mut file, buffer)?;
+        hasher.update(&buffer[..length]);
+        if length == buffer.len() { hash_rest(&mut file, None, &mut hasher) } else { Ok(()) }
+    });
+    hashed.map_err(DataError::io(path))?;
     Ok(hasher.finish())
 }
 

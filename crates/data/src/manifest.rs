@@ -71,7 +71,7 @@ impl Manifest {
                 piece.extend_from_slice(b", ");
             }
             piece.extend_from_slice(b"{\"md5\": \"");
-            piece.extend_from_slice(entry.digest.to_string().as_bytes());
+            piece.extend_from_slice(&entry.digest.hex());
             piece.extend_from_slice(b"\", \"relpath\": ");
             json::write_string(&mut piece, &entry.path);
             piece.push(b'}');

@@ -64,30 +64,32 @@ pub fn take(
         vec![Found { path: String::new(), state: FileState { stat, is_link } }]
     };
     let now = SystemTime::now();
-    let digests: Vec<[u8; 16]> = files
+    // Each digest, and whether it was known before.
+    let digests: Vec<([u8; 16], bool)> = files
         .par_iter()
         .map(|file| {
             let known = if hash == HashName::Md5 { state.get(&file.state.stat) } else { None };
-            let full = if file.path.is_empty() { path.to_owned() } else { path.join(&file.path) };
-            match (store, known) {
-                (Some(cache), known) => cache.store(&full, &file.state.stat, known),
-                (None, Some(md5)) => Ok(md5),
-                (None, None) => hash_file(&full, hash),
-            }
+            let full = || if file.path.is_empty() { path.to_owned() } else { path.join(&file.path) };
+            let md5 = match (store, known) {
+                (Some(cache), known) => cache.store(&full(), &file.state.stat, known)?,
+                (None, Some(md5)) => md5,
+                (None, None) => hash_file(&full(), hash)?,
+            };
+            Ok((md5, known.is_some()))
         })
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<_, DataError>>()?;
     if hash == HashName::Md5 {
-        let unknown = files.iter().zip(&digests).filter(|(file, _)| state.get(&file.state.stat).is_none());
-        state.record(unknown.map(|(file, md5)| (file.state.stat, *md5)), now);
+        let unknown = files.iter().zip(&digests).filter(|(_, (_, is_known))| !is_known);
+        state.record(unknown.map(|(file, (md5, _))| (file.state.stat, *md5)), now);
     }
     if !is_folder {
-        let digest = Digest::of_file(digests.first().copied().unwrap_or_default());
+        let digest = Digest::of_file(digests.first().copied().unwrap_or_default().0);
         let meta = Meta { size: Some(stat.size), nfiles: None, is_exec: stat.is_executable() };
         let files = files.into_iter().map(|file| file.state).collect();
         return Ok(Some(Snapshot { digest, meta, manifest: None, files }));
     }
     let (states, paths): (Vec<_>, Vec<_>) = files.into_iter().map(|file| (file.state, file.path)).unzip();
-    let entries = paths.into_iter().zip(&states).zip(digests).map(|((path, state), md5)| Entry {
+    let entries = paths.into_iter().zip(&states).zip(digests).map(|((path, state), (md5, _))| Entry {
         path,
         digest: Digest::of_file(md5),
         size: Some(state.stat.size),

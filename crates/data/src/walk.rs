@@ -38,16 +38,23 @@ pub(crate) fn walk(folder: &Path, rules: &Arc<Rules>) -> Result<Vec<Found>, Data
     match results.error.take() {
         Some(error) => Err(error),
         None => {
+            // The parts are sorted, so that this sort has little to do: only files beside folders may be in another place.
+            results.found.sort_unstable_by(|a, b| by_path(&a[0], &b[0]));
             let mut found = Vec::with_capacity(results.found.iter().map(Vec::len).sum());
             results.found.into_iter().for_each(|mut part| found.append(&mut part));
-            found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+            found.sort_by(by_path);
             Ok(found)
         }
     }
 }
 
+fn by_path(a: &Found, b: &Found) -> std::cmp::Ordering {
+    a.path.cmp(&b.path)
+}
+
 #[derive(Default)]
 struct Results {
+    /// The files of each folder that has some, sorted.
     found: Vec<Vec<Found>>,
     error: Option<DataError>,
 }
@@ -62,12 +69,14 @@ fn visit<'s>(
     let finish = |outcome: Result<Vec<Found>, DataError>| {
         let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
+            Ok(found) if found.is_empty() => {}
             Ok(found) => results.found.push(found),
             Err(error) => drop(results.error.get_or_insert(error)),
         }
     };
     match entries(&folder, &prefix, &rules) {
-        Ok((found, folders)) => {
+        Ok((mut found, folders)) => {
+            found.sort_unstable_by(by_path);
             finish(Ok(found));
             for name in folders {
                 let below = folder.join(&name);

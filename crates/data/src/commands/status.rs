@@ -246,7 +246,6 @@ pub(crate) fn workspace_change(project: &Project, out: &Output) -> Result<Option
 /// # Errors
 /// If the cache cannot be read.
 pub(crate) fn in_cache(project: &Project, hash: HashName, digest: &Digest) -> Result<bool, DataError> {
-    use rayon::prelude::*;
     let cache = project.cache_of(hash);
     if !cache.contains(digest)? {
         return Ok(false);
@@ -260,10 +259,6 @@ pub(crate) fn in_cache(project: &Project, hash: HashName, digest: &Digest) -> Re
         Err(error) => return Err(error),
     };
     let Some(manifest) = manifest else { return Ok(false) };
-    let missing = manifest
-        .entries
-        .par_iter()
-        .map(|entry| cache.contains(&entry.digest))
-        .find_any(|found| !matches!(found, Ok(true)));
-    missing.unwrap_or(Ok(true))
+    let digests: Vec<Digest> = manifest.entries.into_iter().map(|entry| entry.digest).collect();
+    Ok(cache.contains_all(&digests)?.into_iter().all(|exists| exists))
 }
