@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{Read, Seek, Write};
+use std::io::{BufReader, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use crate::config::LinkType;
 use crate::error::DataError;
 use crate::hash::{Hasher, fill, hash_file, with_buffer};
 use crate::incoming::{Incoming, OBJECT_MODE, TEMPORARY, Temporary, copy};
-use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of};
+use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of, read_digests};
 use crate::model::{Digest, HashName};
 use crate::pieces::hash_rest;
 use crate::staging::{Staging, new_file, settle};
@@ -27,6 +27,8 @@ use crate::walk::{open, read_folder};
 
 /// Files up to this size are read at once; larger ones are hashed by one thread and written by another.
 const SMALL_BYTES: u64 = 1 << 20;
+/// Bytes of a manifest that are read at once.
+const READ_BYTES: usize = 64 << 10;
 
 /// The objects below a folder.
 #[derive(Debug)]
@@ -197,16 +199,21 @@ impl Cache {
     /// If it cannot be read or understood.
     pub fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>, DataError> {
         let path = self.path(digest);
-        match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > MAX_MANIFEST_BYTES => {
-                return Err(DataError::file(&path, 0, "it is too large for a manifest"));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(DataError::io(&path)(error)),
-        }
-        let bytes = std::fs::read(&path).map_err(DataError::io(&path))?;
+        let Some(mut file) = open_manifest(&path)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(DataError::io(&path))?;
         Manifest::parse(&bytes).map(Some).map_err(|reason| DataError::file(&path, 0, reason))
+    }
+
+    /// Reads the digests of the files in a manifest, which takes much less memory than [`Self::manifest`]; `None` if it is not in the cache.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    pub(crate) fn digests_in(&self, digest: &Digest) -> Result<Option<Vec<Digest>>, DataError> {
+        let path = self.path(digest);
+        let Some(file) = open_manifest(&path)? else { return Ok(None) };
+        let file = BufReader::with_capacity(READ_BYTES, file);
+        read_digests(file).map(Some).map_err(|reason| DataError::file(&path, 0, reason))
     }
 
     /// Reads the beginning of an object: at most `limit` bytes, and one more if the object has more; `None` if the cache lacks it. A link that
@@ -500,6 +507,19 @@ pub struct Listing {
     pub objects: HashSet<Digest>,
     /// Files that are not objects, such as those that a killed process left behind.
     pub leftovers: Vec<PathBuf>,
+}
+
+/// Opens the object of a manifest; `None` if it does not exist.
+fn open_manifest(path: &Path) -> Result<Option<File>, DataError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(DataError::io(path)(error)),
+    };
+    if file.metadata().map_err(DataError::io(path))?.len() > MAX_MANIFEST_BYTES {
+        return Err(DataError::file(path, 0, "it is too large for a manifest"));
+    }
+    Ok(Some(file))
 }
 
 /// Whether an object is complete: DVC and slipway make it read-only when it is.

@@ -84,7 +84,11 @@ impl State {
     /// Opens the database of the project with this `.dvc/tmp` folder.
     pub fn open(folder: &Path) -> Self {
         let path = folder.join("slipway-digests");
-        let records = std::fs::File::open(&path).ok().and_then(|file| parse(BufReader::new(file))).unwrap_or_default();
+        let read = |file: std::fs::File| {
+            let records = file.metadata().ok()?.len() / RECORD_BYTES as u64;
+            parse(BufReader::with_capacity(64 << 10, file), usize::try_from(records).ok()?.min(MAX_RECORDS))
+        };
+        let records = std::fs::File::open(&path).ok().and_then(read).unwrap_or_default();
         Self { path, records, changes: Mutex::default() }
     }
 
@@ -171,14 +175,14 @@ fn margin(stat: &Stat) -> i64 {
     i64::try_from(margin.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// The records in the file; `None` if it is damaged or has another version.
-pub(crate) fn parse(mut file: impl Read) -> Option<Vec<Record>> {
+/// The about `expected` records in the file; `None` if it is damaged or has another version.
+pub(crate) fn parse(mut file: impl Read, expected: usize) -> Option<Vec<Record>> {
     let mut magic = [0; MAGIC.len()];
     file.read_exact(&mut magic).ok()?;
     if magic != *MAGIC {
         return None;
     }
-    let (mut records, mut bytes) = (Vec::<Record>::new(), [0; RECORD_BYTES]);
+    let (mut records, mut bytes) = (Vec::<Record>::with_capacity(expected), [0; RECORD_BYTES]);
     loop {
         let length = crate::hash::fill(&mut file, &mut bytes).ok()?;
         if length == 0 {
@@ -241,16 +245,17 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_ignored() {
-        assert!(parse(&b""[..]).is_none() && parse(&b"slipway-digests3x"[..]).is_none());
-        assert_eq!(parse(&MAGIC[..]), Some(Vec::new()));
+        let parse = |bytes: &[u8]| parse(bytes, 0);
+        assert!(parse(b"").is_none() && parse(b"slipway-digests3x").is_none());
+        assert_eq!(parse(MAGIC), Some(Vec::new()));
         let record = Record { file: 1, state: 2, md5: [3; 16] };
         let bytes = |records: &[Record]| {
             let records = records.iter().flat_map(|record| record.to_bytes());
             MAGIC.iter().copied().chain(records).collect::<Vec<_>>()
         };
-        assert_eq!(parse(&bytes(&[record])[..]), Some(vec![record]));
+        assert_eq!(parse(&bytes(&[record])), Some(vec![record]));
         let unsorted = bytes(&[record, record]);
-        assert!(parse(&unsorted[..]).is_none() && parse(&unsorted[..unsorted.len() - 1]).is_none());
+        assert!(parse(&unsorted).is_none() && parse(&unsorted[..unsorted.len() - 1]).is_none());
     }
 
     #[test]

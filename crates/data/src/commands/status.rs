@@ -2,7 +2,6 @@
 
 use super::record::parameter_file;
 use crate::error::DataError;
-use crate::manifest::Manifest;
 use crate::model::{Digest, HashName};
 use crate::pipeline::value::equal;
 use crate::project::{Project, Selected};
@@ -231,11 +230,11 @@ pub(crate) fn workspace_change(project: &Project, out: &Output) -> Result<Option
     if project.is_ignored(path)? {
         return Ok(Some(Change::Deleted));
     }
-    let Some(snapshot) = snapshot::take(path, &project.rules, &project.state, out.hash, None)? else {
+    let Some(present) = snapshot::identify(path, &project.rules, &project.state, out.hash)? else {
         return Ok(Some(Change::Deleted));
     };
     Ok(match out.digest {
-        Some(digest) if digest == snapshot.digest => None,
+        Some(digest) if digest == present => None,
         // As in DVC: what has no digest differs from the workspace's.
         Some(_) | None => Some(Change::Modified),
     })
@@ -253,12 +252,10 @@ pub(crate) fn in_cache(project: &Project, hash: HashName, digest: &Digest) -> Re
     if !digest.is_dir {
         return Ok(true);
     }
-    let manifest: Option<Manifest> = match cache.manifest(digest) {
-        Ok(manifest) => manifest,
-        Err(DataError::File { .. }) => None, // A damaged manifest counts as missing.
+    let digests = match cache.digests_in(digest) {
+        Ok(Some(digests)) => digests,
+        Ok(None) | Err(DataError::File { .. }) => return Ok(false), // A damaged manifest counts as missing.
         Err(error) => return Err(error),
     };
-    let Some(manifest) = manifest else { return Ok(false) };
-    let digests: Vec<Digest> = manifest.entries.into_iter().map(|entry| entry.digest).collect();
     Ok(cache.contains_all(&digests)?.into_iter().all(|exists| exists))
 }
