@@ -16,11 +16,10 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::config::LinkType;
 use crate::error::DataError;
-use crate::hash::{Hasher, fill, hash_file, with_buffer};
+use crate::hash::{Hasher, fill, hash_file, hash_rest, with_buffer};
 use crate::incoming::{Incoming, OBJECT_MODE, TEMPORARY, Temporary, copy};
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of, read_digests};
 use crate::model::{Digest, HashName};
-use crate::pieces::hash_rest;
 use crate::staging::{Staging, new_file, settle};
 use crate::stat::Stat;
 use crate::walk::{open, read_folder};

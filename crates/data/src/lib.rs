@@ -23,7 +23,6 @@ pub mod manifest;
 mod model;
 #[cfg(test)]
 mod parsers;
-mod pieces;
 pub mod pipeline;
 pub mod project;
 pub mod remote;
