@@ -2,7 +2,6 @@
 
 use super::record::parameter_file;
 use crate::error::DataError;
-use crate::manifest::Manifest;
 use crate::model::{Digest, HashName};
 use crate::pipeline::value::equal;
 use crate::project::{Project, Selected};
@@ -231,11 +230,11 @@ pub(crate) fn workspace_change(project: &Project, out: &Output) -> Result<Option
     if project.is_ignored(path)? {
         return Ok(Some(Change::Deleted));
     }
-    let Some(snapshot) = snapshot::take(path, &project.rules, &project.state, out.hash, None)? else {
+    let Some(present) = snapshot::identify(path, &project.rules, &project.state, out.hash)? else {
         return Ok(Some(Change::Deleted));
     };
     Ok(match out.digest {
-        Some(digest) if digest == snapshot.digest => None,
+        Some(digest) if digest == present => None,
         // As in DVC: what has no digest differs from the workspace's.
         Some(_) | None => Some(Change::Modified),
     })
@@ -246,7 +245,6 @@ pub(crate) fn workspace_change(project: &Project, out: &Output) -> Result<Option
 /// # Errors
 /// If the cache cannot be read.
 pub(crate) fn in_cache(project: &Project, hash: HashName, digest: &Digest) -> Result<bool, DataError> {
-    use rayon::prelude::*;
     let cache = project.cache_of(hash);
     if !cache.contains(digest)? {
         return Ok(false);
@@ -254,16 +252,10 @@ pub(crate) fn in_cache(project: &Project, hash: HashName, digest: &Digest) -> Re
     if !digest.is_dir {
         return Ok(true);
     }
-    let manifest: Option<Manifest> = match cache.manifest(digest) {
-        Ok(manifest) => manifest,
-        Err(DataError::File { .. }) => None, // A damaged manifest counts as missing.
+    let digests = match cache.digests_in(digest) {
+        Ok(Some(digests)) => digests,
+        Ok(None) | Err(DataError::File { .. }) => return Ok(false), // A damaged manifest counts as missing.
         Err(error) => return Err(error),
     };
-    let Some(manifest) = manifest else { return Ok(false) };
-    let missing = manifest
-        .entries
-        .par_iter()
-        .map(|entry| cache.contains(&entry.digest))
-        .find_any(|found| !matches!(found, Ok(true)));
-    missing.unwrap_or(Ok(true))
+    Ok(cache.contains_all(&digests)?.into_iter().all(|exists| exists))
 }
