@@ -58,6 +58,31 @@ def dvc_and_slipway_use_a_server_in_turn(programs):
 
 
 @SUITE.test
+def server_shows_metrics_that_only_dvc_tracks(programs):
+    """Of a repository that is registered by its URL; the files are in its remote."""
+    with sandbox(programs) as place, Slipway(programs.slipway) as server, services.bucket() as bucket:
+        project = place.project("p")
+        project.remote("s3://slipway/metrics", endpointurl=f"http://{bucket.address}:{bucket.port}", access_key_id=bucket.ACCESS,
+                       secret_access_key=bucket.SECRET, region="us-east-1")
+        (project.path / "dvc.yaml").write_text(
+            "stages:\n  train:\n    cmd: 'echo {\\\"accuracy\\\":0.5} > m.json; printf \"step,loss\\n1,2\\n2,1\\n\" > curve.csv'\n"
+            "    metrics: [m.json]\n    plots: [curve.csv]\n")
+        project.ours("repro")
+        project.ours("push")
+        project.run("git", "add", "-A")
+        project.run("git", "commit", "-qm", "trained")
+        place.environment["SLIPWAY_HOME"] = str(server.home)
+        project.run(programs.slipway, "data", "repositories", "add", "r", f"file://{project.path}")
+        read = lambda what: server.call("GET", f"/api/v1/data/repositories/r/{what}?revs=HEAD")[1]
+        found = read("values")
+        assert [[row["file"], row["name"], row["values"]] for row in found["metrics"]] == [["m.json", "accuracy", ["0.5"]]], found
+        assert len(read("plots")["plots"]) == 1
+        # Without the remote, the report says what is missing.
+        bucket.stop()
+        assert "m.json" in " ".join(read("values")["failures"]), read("values")
+
+
+@SUITE.test
 def server_rejects_damaged_objects(programs):
     with sandbox(programs) as place, Slipway(programs.slipway) as server:
         project = place.project("p")
