@@ -26,6 +26,7 @@ pub mod repro;
 pub(crate) mod run;
 pub mod runner;
 pub mod settings;
+mod source_versions;
 pub mod stages;
 pub mod status;
 pub mod targets;
