@@ -16,7 +16,11 @@ use crate::model::Inputs;
 use crate::value::{self, to_text};
 
 /// Maximum bytes of an expression.
-pub const MAX_BYTES: usize = 16 << 10;
+pub const MAX_BYTES: usize = 8 << 10;
+/// Maximum depth of an expression. The evaluator recurses.
+const MAX_DEPTH: usize = 100;
+/// Stack of the parser, which recurses for each operator of a chain such as `1 + 1 + 1`.
+const PARSER_STACK_BYTES: usize = 64 << 20;
 /// Maximum number of macros such as `all` inside each other. Each one multiplies the time by the length of a list.
 const MAX_MACRO_DEPTH: usize = 2;
 
@@ -151,12 +155,20 @@ fn compile(text: &str, variables: &[&str]) -> Result<(Program, Type), String> {
     if text.len() > MAX_BYTES {
         return Err(format!("the expression has {} bytes; the limit is {MAX_BYTES}", text.len()));
     }
+    std::thread::scope(|scope| {
+        let parser = std::thread::Builder::new().name("condition".into()).stack_size(PARSER_STACK_BYTES);
+        let parser = parser.spawn_scoped(scope, || parse(text, variables)).map_err(|error| error.to_string())?;
+        parser.join().unwrap_or_else(|_| Err("syntax error".to_owned()))
+    })
+}
+
+fn parse(text: &str, variables: &[&str]) -> Result<(Program, Type), String> {
     let program = environment().compile(text).map_err(|errors| match errors.errors.first() {
         // The columns of the parser are those of the expression, not of the file.
         Some(error) => format!("syntax error at column {} of the expression: {}", error.pos.1, error.msg),
         None => "syntax error".to_owned(),
     })?;
-    let mut checker = Checker { variables, bound: Vec::new(), macros: 0 };
+    let mut checker = Checker { variables, bound: Vec::new(), macros: 0, depth: 0 };
     let result = checker.type_of(program.expression())?;
     Ok((program, result))
 }
@@ -231,11 +243,23 @@ struct Checker<'a> {
     bound: Vec<String>,
     /// Number of macros around the expression.
     macros: usize,
+    /// Number of expressions around the expression.
+    depth: usize,
 }
 
 impl Checker<'_> {
     /// The type of an expression, as far as it is known.
     fn type_of(&mut self, expression: &IdedExpr) -> Result<Type, String> {
+        if self.depth == MAX_DEPTH {
+            return Err(format!("more than {MAX_DEPTH} expressions are inside each other"));
+        }
+        self.depth += 1;
+        let result = self.type_inside(expression);
+        self.depth -= 1;
+        result
+    }
+
+    fn type_inside(&mut self, expression: &IdedExpr) -> Result<Type, String> {
         Ok(match &expression.expr {
             Expr::Unspecified => return Err("the expression is empty".into()),
             Expr::Ident(name) => {
