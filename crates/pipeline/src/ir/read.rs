@@ -18,8 +18,8 @@ use crate::error::Error;
 
 /// Maximum bytes of a file.
 pub const MAX_BYTES: usize = 10 << 20;
-/// Maximum depth of objects and lists.
-const MAX_DEPTH: usize = 100;
+/// Maximum depth of objects and lists. Readers recurse, and a thread has 2 MiB of stack. Protobuf's own limit for values is about as low.
+const MAX_DEPTH: usize = 48;
 /// Maximum number of scalars, lists and objects.
 const MAX_NODES: usize = 2_000_000;
 /// Maximum number of nodes that aliases repeat.
