@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::ir::kfp_kubernetes::KubernetesExecutorConfig;
 use crate::ir::ml_pipelines::pipeline_deployment_config::PipelineContainerSpec;
-use crate::ir::ml_pipelines::{ArtifactTypeSchema, ComponentSpec, artifact_type_schema};
+use crate::executor_input;
+use crate::ir::ml_pipelines::ComponentSpec;
 use crate::model::{Artifact, Inputs};
 
 /// Changes whenever equal fingerprints would no longer mean equal executions.
@@ -41,7 +42,7 @@ impl Identity {
         let artifacts: BTreeMap<_, _> = outputs
             .into_iter()
             .flat_map(|outputs| &outputs.artifacts)
-            .map(|(name, output)| (name, (type_name(output.artifact_type.as_ref()), output.is_artifact_list)))
+            .map(|(name, output)| (name, (executor_input::schema(output.artifact_type.as_ref()), output.is_artifact_list)))
             .collect();
         Self(digest(&json!({
             "version": VERSION,
@@ -70,15 +71,6 @@ fn computed_settings(platform: &KubernetesExecutorConfig) -> KubernetesExecutorC
         empty_dir_mounts: platform.empty_dir_mounts.clone(),
         init_containers: platform.init_containers.clone(),
         ..KubernetesExecutorConfig::default()
-    }
-}
-
-fn type_name(schema: Option<&ArtifactTypeSchema>) -> String {
-    use artifact_type_schema::Kind;
-    #[allow(deprecated)] // written by older SDKs
-    match schema.and_then(|schema| schema.kind.as_ref()) {
-        Some(Kind::SchemaTitle(text) | Kind::SchemaUri(text) | Kind::InstanceSchema(text)) => text.clone(),
-        None => String::new(),
     }
 }
 

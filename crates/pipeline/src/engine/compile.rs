@@ -38,6 +38,7 @@ pub(super) fn parameter_source(spec: &InputParameterSpec, indexes: &HashMap<&str
                 ParameterSource::Constant(crate::value::from_prost(constant))
             }
             Some(value_or_runtime_parameter::Value::RuntimeParameter(name)) => ParameterSource::GraphInput(name.clone()),
+            #[allow(deprecated)] // older files have it
             Some(value_or_runtime_parameter::Value::ConstantValue(constant)) => ParameterSource::Constant(match &constant.value {
                 Some(value::Value::IntValue(number)) => Value::from(*number),
                 Some(value::Value::DoubleValue(number)) => Value::from(*number),

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::model::{Failure, Inputs, Outputs, RunInfo, RunState, TaskPath, TaskState};
+use crate::model::{Failure, Outputs, RunInfo, RunState, TaskPath, TaskState};
 
 use super::node::{GraphProgress, LoopProgress, Node, NodeId, Progress, Slot, Waiting};
-use super::plan::{Body, Component, MAX_TASKS, Plan, Retry, Task};
+use super::plan::{Body, Component, MAX_TASKS, Plan, Task};
 use super::record::{Cancellation, Effect, Event, Limits, Parameters, TaskKind, TaskRecord};
 use super::resolve::{self, LoopItems, Scope};
 
@@ -58,13 +58,6 @@ pub(super) enum Step {
 enum Decision {
     Start,
     End(TaskState),
-}
-
-/// How a task begins.
-pub(super) enum Beginning {
-    Root(Arc<Inputs>),
-    Task { graph: NodeId, task: usize },
-    Iteration { of: NodeId, index: usize },
 }
 
 impl Machine {
@@ -379,7 +372,7 @@ impl Machine {
         match &self.node(id).component(&plan).body {
             Body::Graph(_) => self.begin_graph(id),
             Body::Container(container) => self.begin_container(id, container),
-            Body::Importer(importer) => self.begin_import(id, importer),
+            Body::Importer(_) => self.enqueue(id),
             Body::Unsupported(what) => {
                 let reason = format!("The executor is a {what}, which only exists on Google Cloud.");
                 self.end(id, TaskState::Failed, Some(resolve::failure(reason)));

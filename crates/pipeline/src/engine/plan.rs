@@ -50,11 +50,12 @@ pub(super) struct Component {
 /// A declared parameter.
 #[derive(Debug)]
 pub(super) struct Declared {
-    pub(super) kind: Kind,
+    /// `None` if the type is unknown, and then values are taken as they are.
+    pub(super) kind: Option<Kind>,
     pub(super) default: Option<Value>,
     pub(super) is_optional: bool,
     /// The only values allowed, if there are any.
-    pub(super) literals: Vec<Value>,
+    pub(super) literals: Vec<prost_types::Value>,
 }
 
 /// What a component does.
@@ -224,7 +225,7 @@ fn component(document: &Document, spec: &ComponentSpec, names: &HashMap<&str, us
                 kind: crate::value::kind(input.parameter_type),
                 default: input.default_value.as_ref().map(crate::value::from_prost),
                 is_optional: input.is_optional,
-                literals: input.literals.iter().map(crate::value::from_prost).collect(),
+                literals: input.literals.clone(),
             });
         }
         artifacts.extend(inputs.artifacts.iter().map(|(name, input)| (name.clone(), input.is_optional)));
@@ -252,6 +253,7 @@ fn executor(document: &Document, component: &ComponentSpec, label: &str) -> Resu
         }
         Some(Spec::Importer(importer)) => Body::Importer(Arc::new(importer.clone())),
         Some(Spec::Resolver(_)) => Body::Unsupported("resolver"),
+        #[allow(deprecated)] // named for the error
         Some(Spec::CustomJob(_)) => Body::Unsupported("custom job of Vertex AI"),
         None => return Err(format!("the executor {label} does not state what it executes.")),
     })

@@ -28,6 +28,7 @@ impl References {
         let mut references = Self::default();
         for mount in &settings.pvc_mount {
             // The older form of this reference is not wrapped in the message of an input.
+            #[allow(deprecated)] // files have it beside or instead of the newer form
             match &mount.pvc_reference {
                 Some(PvcReference::TaskOutputParameter(output)) => {
                     references.outputs.insert((output.producer_task.clone(), output.output_parameter_key.clone()));

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::ir::ml_pipelines::{ImporterSpec, artifact_type_schema, value, value_or_runtime_parameter};
+use crate::ir::ml_pipelines::pipeline_deployment_config::ImporterSpec;
+use crate::ir::ml_pipelines::{value, value_or_runtime_parameter};
 use crate::model::{Artifact, Failure, Inputs, Outputs, RunInfo, TaskPath, TaskState};
-use crate::{condition, placeholder, value as values};
+use crate::{condition, executor_input, placeholder, value as values};
 
 use super::plan::{ArtifactSource, Body, Component, Declared, Graph, Items, Iterator, OutputSource, ParameterInput, ParameterSource, Task};
 use super::record::{ImportRequest, Parameters, TaskRecord};
@@ -91,11 +92,8 @@ impl Declared {
     }
 
     fn check(&self, name: &str, value: &Value) -> Result<Value, String> {
-        let value = values::coerce(self.kind, value).map_err(|reason| named(name, &reason))?;
-        if !self.literals.is_empty() && !self.literals.iter().any(|literal| values::to_text(literal) == values::to_text(&value)) {
-            let allowed: Vec<_> = self.literals.iter().map(values::to_text).collect();
-            return Err(named(name, &format!("{} is not one of {}.", values::to_text(&value), allowed.join(", "))));
-        }
+        let value = self.kind.map_or_else(|| Ok(value.clone()), |kind| values::coerce(kind, value)).map_err(|reason| named(name, &reason))?;
+        values::check_literals(&self.literals, &value).map_err(|reason| named(name, &reason))?;
         Ok(value)
     }
 }
@@ -360,6 +358,7 @@ pub(super) fn import_request(
             let default = component.parameters.get(name).and_then(|declared| declared.default.as_ref());
             inputs.parameters.get(name).or(default).cloned().ok_or_else(|| named(name, "the URI to import has no value."))?
         }
+        #[allow(deprecated)] // older files have it
         Some(value_or_runtime_parameter::Value::ConstantValue(constant)) => match &constant.value {
             Some(value::Value::StringValue(text)) => Value::from(text.as_str()),
             _ => return Err("the URI to import is not a text.".to_owned()),
@@ -378,20 +377,15 @@ pub(super) fn import_request(
     let output = import_output(component);
     let declared = component.spec.output_definitions.as_ref().and_then(|outputs| outputs.artifacts.get(output)?.artifact_type.as_ref());
     let schema = importer.type_schema.as_ref().or(declared);
-    #[allow(deprecated)] // written by older SDKs
-    let schema_title = match schema.and_then(|schema| schema.kind.as_ref()) {
-        Some(
-            artifact_type_schema::Kind::SchemaTitle(text)
-            | artifact_type_schema::Kind::SchemaUri(text)
-            | artifact_type_schema::Kind::InstanceSchema(text),
-        ) => text.clone(),
-        None => "system.Artifact".to_owned(),
-    };
+    let (mut schema_title, schema_version) = executor_input::schema(schema);
+    if schema_title.is_empty() {
+        "system.Artifact".clone_into(&mut schema_title);
+    }
     Ok(ImportRequest {
         output: output.to_owned(),
         uri,
         schema_title,
-        schema_version: schema.map(|schema| schema.schema_version.clone()).unwrap_or_default(),
+        schema_version,
         metadata,
         reimport: importer.reimport,
         download_to_workspace: importer.download_to_workspace,
