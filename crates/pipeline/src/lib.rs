@@ -8,12 +8,15 @@
 //! | [`graph`] | the static graph |
 //! | [`platform`] | settings of a task's pod |
 //! | [`model`] | states, paths, artifacts, inputs and outputs of tasks |
+//! | [`engine`], [`fingerprint`] | what happens next in a run, and which executions are equal |
 //! | [`launch`] | the seam to what executes tasks |
 //! | [`error`] | errors with stable codes |
 
 pub mod condition;
+pub mod engine;
 pub mod error;
 pub mod executor_input;
+pub mod fingerprint;
 pub mod graph;
 pub mod ir;
 pub mod launch;
