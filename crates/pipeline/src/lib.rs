@@ -3,6 +3,9 @@
 //! | module | contents |
 //! |---|---|
 //! | [`ir`] | the compiled form of a pipeline, its protobuf messages and its faults |
+//! | [`value`], [`condition`], [`placeholder`] | values of parameters, expressions over them, and texts that contain them |
+//! | [`executor_input`] | what a task's program is given and what it leaves behind |
+//! | [`platform`] | settings of a task's pod |
 //! | [`model`] | states, paths, artifacts, inputs and outputs of tasks |
 //! | [`launch`] | the seam to what executes tasks |
 //! | [`entity`] | what is stored: pipelines, versions, experiments, runs, recurring runs |
@@ -14,16 +17,21 @@
 //! | [`http`] | Kubeflow's REST API |
 //! | [`error`] | errors with stable codes |
 
+pub mod condition;
 pub mod entity;
 pub mod error;
+pub mod executor_input;
 pub mod http;
 pub mod ir;
 pub mod launch;
 pub mod listing;
 pub mod model;
+pub mod placeholder;
+pub mod platform;
 mod proto_json;
 pub mod repo;
 pub mod schedule;
 pub mod service;
+pub mod value;
 
 pub use error::Error;

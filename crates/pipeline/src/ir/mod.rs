@@ -3,9 +3,18 @@
 //! The messages are generated from `proto/` by `tests/generated.rs`. Their JSON is read and written with protobuf's own mapping, by
 //! reflection on [`descriptors`].
 
+mod fault;
+pub mod read;
+mod tree;
+mod validate;
+pub mod write;
+
 use std::sync::LazyLock;
 
 use prost_reflect::DescriptorPool;
+
+pub use read::{Document, read, read_json};
+pub use write::to_json;
 
 /// The messages of `google/rpc/status.proto`.
 pub mod google {
