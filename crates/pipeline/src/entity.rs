@@ -19,7 +19,7 @@ pub type Tags = BTreeMap<String, String>;
 pub enum StorageState {
     /// In use.
     Available,
-    /// Put away: hidden in lists, and an experiment accepts no new runs.
+    /// Put away: clients hide it in lists.
     Archived,
 }
 

@@ -107,7 +107,10 @@ mod tests {
             "parameters": {"camelCase": null}}"#;
         let outer: Outer = read(text.as_bytes()).unwrap();
         assert_eq!(outer.display_name, "a");
-        assert_eq!(outer.periodic_schedule.unwrap().0, Inner { interval_second: Int64(60), start_time: Some(Time(1000)) });
+        assert_eq!(
+            outer.periodic_schedule.unwrap().0,
+            Inner { interval_second: Int64(60), start_time: Some(Time(1000)) }
+        );
         assert_eq!(outer.parameters["camelCase"], Value::Null);
         assert_eq!(read::<Outer>(br#"{"displayName": null}"#).unwrap(), Outer::default());
         assert_eq!(read::<Outer>(b"").unwrap(), Outer::default());

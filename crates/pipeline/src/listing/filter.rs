@@ -227,9 +227,8 @@ fn predicate(item: &Value) -> Result<Predicate, String> {
             (_, Value::Null) => {}
             ("key", Value::String(text)) => key.clone_from(text),
             ("operation", content) => {
-                operation = Some(
-                    Operation::parse(content).ok_or_else(|| format!("invalid predicate operation: {content}"))?,
-                );
+                operation =
+                    Some(Operation::parse(content).ok_or_else(|| format!("invalid predicate operation: {content}"))?);
             }
             (name, content) => match Operand::parse(name, content) {
                 Some(_) if value.is_some() => return Err("a predicate has one value".into()),
@@ -243,7 +242,10 @@ fn predicate(item: &Value) -> Result<Predicate, String> {
 }
 
 fn decode(text: &str) -> String {
-    form_urlencoded::parse(format!("f={text}").as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap_or_default()
+    form_urlencoded::parse(format!("f={text}").as_bytes())
+        .next()
+        .map(|(_, value)| value.into_owned())
+        .unwrap_or_default()
 }
 
 fn shorten(text: &str) -> String {

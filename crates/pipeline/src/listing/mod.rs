@@ -221,10 +221,7 @@ impl Criteria {
             }
         };
         let Some(field) = fields.find(field) else {
-            return Err(Error::Invalid(format!(
-                "Invalid sorting field: {field:?} on listable type {}",
-                fields.object
-            )));
+            return Err(Error::Invalid(format!("Invalid sorting field: {field:?} on listable type {}", fields.object)));
         };
         Ok(Self { sort: field.name.into(), descending, filter: filter::parse(fields, &request.filter)? })
     }

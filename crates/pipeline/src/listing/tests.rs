@@ -67,7 +67,8 @@ fn tokens_carry_filter_and_order() {
     let first = listing(r#"{"predicates":[{"operation":1,"key":"state","string_value":"A"}]}"#, "name desc").unwrap();
     let position = Position { value: SortValue::Text("n".into()), key: "id".into() };
     let token = first.token(position.clone());
-    let request = |sort_by: &str| ListRequest { page_token: token.clone(), sort_by: sort_by.into(), ..ListRequest::default() };
+    let request =
+        |sort_by: &str| ListRequest { page_token: token.clone(), sort_by: sort_by.into(), ..ListRequest::default() };
     let next = Listing::new(&FIELDS, &request("")).unwrap();
     assert_eq!((next.filter(), next.after(), next.is_descending()), (first.filter(), Some(&position), true));
     assert!(Listing::new(&FIELDS, &request("name asc")).unwrap_err().to_string().contains("page token does not match"));

@@ -30,10 +30,7 @@ pub fn insert(
 ) -> Result<(), Error> {
     let run = runs::row(c, run_id)?;
     let owner = runs::find(c, run_id)?;
-    c.execute(
-        "DELETE FROM pipeline_artifacts WHERE run = ?1 AND task = ?2 AND name = ?3",
-        params![run, task.0, name],
-    )?;
+    c.execute("DELETE FROM pipeline_artifacts WHERE run = ?1 AND task = ?2 AND name = ?3", params![run, task.0, name])?;
     for (position, item) in (0_i64..).zip(artifacts) {
         let id: Option<i64> = c.first(
             "INSERT INTO pipeline_artifacts (run, task, name, position, namespace, pipeline_name, schema_title, schema_version, uri,

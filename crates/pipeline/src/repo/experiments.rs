@@ -26,8 +26,7 @@ pub(crate) const FIELDS: Fields = Fields {
     has_tags: false,
 };
 
-const COLUMNS: &str =
-    "experiment_id, namespace, name, description, created_at, last_run_created_at, storage_state";
+const COLUMNS: &str = "experiment_id, namespace, name, description, created_at, last_run_created_at, storage_state";
 
 fn experiment(row: &Row<'_>) -> Read<Experiment> {
     Ok(Experiment {
@@ -112,10 +111,7 @@ fn set_storage_state(c: &Connection, id: &str, to: StorageState) -> Result<(), E
 
 /// Records that a run was created.
 pub(crate) fn run_created(c: &Connection, id: &str, now: i64) -> Result<(), Error> {
-    c.execute(
-        "UPDATE pipeline_experiments SET last_run_created_at = ?2 WHERE experiment_id = ?1",
-        params![id, now],
-    )?;
+    c.execute("UPDATE pipeline_experiments SET last_run_created_at = ?2 WHERE experiment_id = ?1", params![id, now])?;
     Ok(())
 }
 

@@ -144,9 +144,8 @@ pub(crate) fn update(c: &Connection, id: &str, display_name: &str, tags: Option<
 /// Deletes a pipeline with its versions.
 pub(crate) fn delete(c: &Connection, id: &str) -> Result<(), Error> {
     find(c, id)?;
-    let versions = c.rows("SELECT version_id FROM pipeline_versions WHERE pipeline_id = ?1", [id], |row| {
-        row.get::<String>(0)
-    })?;
+    let versions =
+        c.rows("SELECT version_id FROM pipeline_versions WHERE pipeline_id = ?1", [id], |row| row.get::<String>(0))?;
     for version in versions {
         delete_version(c, &version)?;
     }

@@ -16,7 +16,8 @@ pub(crate) fn insert(c: &Connection, spec: &StoredSpec) -> Result<(), Error> {
 
 /// The specification with this digest.
 pub(crate) fn find(c: &Connection, digest: &str) -> Result<StoredSpec, Error> {
-    let text = c.first("SELECT document FROM pipeline_specs WHERE digest = ?1", [digest], |row| row.get::<String>(0))?;
+    let text =
+        c.first("SELECT document FROM pipeline_specs WHERE digest = ?1", [digest], |row| row.get::<String>(0))?;
     let text = text.ok_or_else(|| Error::NotFound(format!("PipelineSpec {digest} not found")))?;
     Ok(StoredSpec { digest: digest.to_owned(), text: text.into() })
 }

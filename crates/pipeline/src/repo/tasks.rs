@@ -31,11 +31,7 @@ const COLUMNS: &str = "task, path, state, record";
 fn task(row: &Row<'_>) -> Read<StoredTask> {
     Ok(StoredTask {
         execution_id: row.get(0)?,
-        row: TaskRow {
-            path: TaskPath(row.get(1)?),
-            state: state(row, 2, TaskState::Pending)?,
-            record: json(row, 3)?,
-        },
+        row: TaskRow { path: TaskPath(row.get(1)?), state: state(row, 2, TaskState::Pending)?, record: json(row, 3)? },
     })
 }
 
@@ -46,12 +42,7 @@ pub fn upsert(c: &Connection, run_id: &str, tasks: &[TaskRow]) -> Result<(), Err
     }
     let run = runs::row(c, run_id)?;
     let rows = tasks.iter().map(|task| {
-        [
-            Value::from(run),
-            task.path.0.clone().into(),
-            state_name(task.state).into(),
-            to_json(&task.record).into(),
-        ]
+        [Value::from(run), task.path.0.clone().into(), state_name(task.state).into(), to_json(&task.record).into()]
     });
     c.execute_each(
         "INSERT INTO pipeline_tasks (run, path, state, record) VALUES (?1, ?2, ?3, ?4)

@@ -165,9 +165,8 @@ impl Cron {
                 let Some(duration) = text.strip_prefix("@every ") else {
                     return Err(format!("Unrecognized descriptor: {text}"));
                 };
-                let seconds = go_duration(duration).ok_or_else(|| {
-                    format!("Failed to parse duration {text}: time: invalid duration {duration:?}")
-                })?;
+                let seconds = go_duration(duration)
+                    .ok_or_else(|| format!("Failed to parse duration {text}: time: invalid duration {duration:?}"))?;
                 return Ok(Self::Every(seconds.max(1)));
             }
         };
@@ -192,7 +191,10 @@ impl Sets {
             if date.year() > last_year {
                 return None;
             }
-            if contains(self.month, date.month()) && self.has_day(date) && let Some(found) = self.next_in_day(&time) {
+            if contains(self.month, date.month())
+                && self.has_day(date)
+                && let Some(found) = self.next_in_day(&time)
+            {
                 return Some(found);
             }
             let next = if contains(self.month, date.month()) {

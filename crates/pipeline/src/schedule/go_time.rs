@@ -89,7 +89,15 @@ mod tests {
     fn layouts_of_go_are_followed() {
         // 2006-01-02 15:04:05 is Go's reference time itself, so that every layout gives itself.
         let reference = 1_136_214_245;
-        for layout in ["20060102150405", "2006-01-02T15:04:05", "Mon Jan _2 15:04:05 2006", "Monday, 02-Jan-06", "3:04PM", "1/2/06 pm", "002"] {
+        for layout in [
+            "20060102150405",
+            "2006-01-02T15:04:05",
+            "Mon Jan _2 15:04:05 2006",
+            "Monday, 02-Jan-06",
+            "3:04PM",
+            "1/2/06 pm",
+            "002",
+        ] {
             assert_eq!(format(layout, reference), layout);
         }
         assert_eq!(format("2006-01-02T15:04:05Z07:00 MST -0700", 0), "1970-01-01T00:00:00Z UTC +0000");

@@ -114,6 +114,9 @@ mod tests {
     #[test]
     fn a_run_started_by_hand_has_no_slot() {
         let macros = Macros { run_id: "r".into(), now: 0, slot: None };
-        assert_eq!(macros.in_text("[[ScheduledTime]] [[Index]] [[CurrentTime]]"), "[[ScheduledTime]] [[Index]] 19700101000000");
+        assert_eq!(
+            macros.in_text("[[ScheduledTime]] [[Index]] [[CurrentTime]]"),
+            "[[ScheduledTime]] [[Index]] 19700101000000"
+        );
     }
 }

@@ -58,11 +58,13 @@ impl Schedule {
     pub fn check(&self) -> Result<(), String> {
         match &self.trigger {
             Trigger::Cron(text) => Cron::parse(text).map(drop).map_err(|reason| {
-                format!("Schedule cron is not a supported format(https://godoc.org/github.com/robfig/cron). Error: {reason}")
+                format!(
+                    "Schedule cron is not a supported format(https://godoc.org/github.com/robfig/cron). Error: {reason}"
+                )
             }),
-            Trigger::Every(seconds) if *seconds < 1 => Err(format!(
-                "Found invalid period schedule interval {seconds}. Set at interval to least 1 second"
-            )),
+            Trigger::Every(seconds) if *seconds < 1 => {
+                Err(format!("Found invalid period schedule interval {seconds}. Set at interval to least 1 second"))
+            }
             Trigger::Once | Trigger::Every(_) => Ok(()),
         }
     }

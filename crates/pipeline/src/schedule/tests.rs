@@ -53,7 +53,15 @@ fn invalid_expressions_are_refused_in_the_words_of_the_go_library() {
     ] {
         assert_eq!(Cron::parse(cron).unwrap_err(), reason, "{cron}");
     }
-    for cron in ["x * * * * *", "-1 * * * * *", "@every", "@every soon", "@every 1", "* * * * * 7", "99999999999999999999 * * * * *"] {
+    for cron in [
+        "x * * * * *",
+        "-1 * * * * *",
+        "@every",
+        "@every soon",
+        "@every 1",
+        "* * * * * 7",
+        "99999999999999999999 * * * * *",
+    ] {
         assert!(Cron::parse(cron).is_err(), "{cron}");
     }
 }
