@@ -20,6 +20,9 @@ pub enum Error {
     /// The operation is not possible in the current state.
     #[error("{0}")]
     NotNow(String),
+    /// Another operation came first, or the object must stay as it is.
+    #[error("{0}")]
+    Conflict(String),
     /// The caller lacks the permission for this operation.
     #[error("{0}")]
     Forbidden(String),
@@ -46,7 +49,7 @@ impl Explain for Error {
             Self::Specification(_) => "pipeline.specification",
             Self::NotFound(_) => "pipeline.not_found",
             Self::Exists(_) => "pipeline.exists",
-            Self::NotNow(_) => "pipeline.not_now",
+            Self::NotNow(_) | Self::Conflict(_) => "pipeline.not_now",
             Self::Forbidden(_) => "pipeline.forbidden",
             Self::Io { .. } => "pipeline.io",
             Self::Executor(error) => error.code(),

@@ -9,22 +9,41 @@
 //! | [`platform`] | settings of a task's pod |
 //! | [`model`] | states, paths, artifacts, inputs and outputs of tasks |
 //! | [`engine`], [`fingerprint`] | what happens next in a run, and which executions are equal |
+//! | [`driver`] | carries runs out: records, launches, timers |
+//! | [`tracker`] | the seam to the tracking store |
 //! | [`launch`] | the seam to what executes tasks |
+//! | [`entity`] | what is stored: pipelines, versions, experiments, runs, recurring runs |
+//! | [`listing`] | filters, order and pages of lists |
+//! | [`schedule`] | when a recurring run is due |
+//! | `proto_json` | reads JSON as protobuf maps it |
+//! | [`repo`] | all SQL |
+//! | [`service`] | the rules |
+//! | [`http`] | Kubeflow's REST API |
 //! | [`error`] | errors with stable codes |
 
 pub mod condition;
+pub mod driver;
 pub mod engine;
+pub mod entity;
 pub mod error;
 pub mod executor_input;
 pub mod fingerprint;
 pub mod graph;
+pub mod http;
 pub mod ir;
 pub mod launch;
+pub mod listing;
 pub mod model;
 #[cfg(test)]
 mod parsers;
 pub mod placeholder;
 pub mod platform;
+mod proto_json;
+pub mod repo;
+pub mod schedule;
+pub mod service;
+pub mod tracker;
 pub mod value;
 
 pub use error::Error;
+pub use repo::MIGRATION;

@@ -2,11 +2,16 @@
 
 pub mod local;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use slipway_exec::LogStream;
 
 use crate::error::Error;
-use crate::model::{Launch, Outcome, TaskPath};
+use crate::model::{Artifact, Launch, Outcome, Outputs, TaskPath};
+
+/// Content of an artifact, in pieces.
+pub type ArtifactStream = BoxStream<'static, Result<Bytes, Error>>;
 
 /// Identifies an attempt of a task over restarts of the server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +46,10 @@ pub trait Launcher: std::fmt::Debug + Send + Sync {
     fn stop(&self, attempt: AttemptId) -> BoxFuture<'static, ()>;
     /// What the attempt wrote to standard output and standard error, until its end if `follow`.
     fn log(&self, attempt: AttemptId, follow: bool) -> BoxFuture<'static, Result<LogStream, Error>>;
+    /// Whether the content of all artifacts among the outputs is still there, so that another task can use it.
+    fn has(&self, outputs: Outputs) -> BoxFuture<'static, bool>;
+    /// The content of an artifact that a task of this launcher made. [`Error::NotFound`] if it has none, as one that is a folder.
+    fn read(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>>;
     /// Deletes what is kept of the attempts of a run: logs and working folders.
     fn forget(&self, namespace: String, run_id: String) -> BoxFuture<'static, Result<(), Error>>;
 }

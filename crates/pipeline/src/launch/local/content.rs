@@ -1,15 +1,23 @@
-//! The content of output artifacts: its digest, and its protection against later changes.
+//! The content of output artifacts: its digest, its protection against later changes, and reading it.
 
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use futures_util::Stream;
 use ring::digest::{Context, SHA256};
 use slipway_core::hex;
+use tokio::io::AsyncReadExt;
+
+use crate::error::Error;
+use crate::model::Artifact;
 
 /// Maximum files of a folder whose digest is computed.
 const MAX_FILES: usize = 10_000;
+/// Maximum bytes of a piece of an artifact that is read.
+const PIECE_BYTES: usize = 1 << 16;
 
 /// Computes the digest of a file or folder, and makes its files read-only, because they are the inputs of other tasks. `None` if it does
 /// not exist, is larger than `limit` bytes, or cannot be read. The digest of a folder is over the paths, sizes and contents of its files.
@@ -59,6 +67,36 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Option<()> {
         }
     }
     (files.len() <= MAX_FILES).then_some(())
+}
+
+/// The path of an artifact in the folder of artifacts; `None` for one that is elsewhere. Links are followed before the comparison, so that
+/// none leads out of the folder.
+fn place(artifacts: &Path, artifact: &Artifact) -> Option<PathBuf> {
+    let path = Path::new(&artifact.uri).canonicalize().ok()?;
+    path.starts_with(artifacts.canonicalize().ok()?).then_some(path)
+}
+
+/// Whether the content of an artifact still exists. One without a digest never had any, or is elsewhere.
+pub(super) fn is_there(artifacts: &Path, artifact: &Artifact) -> bool {
+    artifact.digest.is_none() || place(artifacts, artifact).is_some()
+}
+
+/// Opens the file of an artifact.
+pub(super) fn open(artifacts: &Path, artifact: &Artifact) -> Result<File, Error> {
+    let missing = || Error::NotFound(format!("artifact {} has no file on this machine", artifact.id));
+    let path = place(artifacts, artifact).filter(|path| path.is_file()).ok_or_else(missing)?;
+    File::open(path).map_err(|source| Error::Io { what: format!("reading artifact {}", artifact.id), source })
+}
+
+/// The content of a file, in pieces.
+pub(super) fn pieces(file: tokio::fs::File) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+    futures_util::stream::try_unfold(file, async |mut file| {
+        let mut piece = vec![0; PIECE_BYTES];
+        let read = file.read(&mut piece).await;
+        let read = read.map_err(|source| Error::Io { what: "reading an artifact".into(), source })?;
+        piece.truncate(read);
+        Ok((read > 0).then(|| (Bytes::from(piece), file)))
+    })
 }
 
 #[cfg(test)]

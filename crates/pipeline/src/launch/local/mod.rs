@@ -44,8 +44,8 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::error::Error;
 use crate::executor_input::read_outputs;
-use crate::launch::{AttemptId, Launcher};
-use crate::model::{Failure, Launch, Outcome, Outputs};
+use crate::launch::{ArtifactStream, AttemptId, Launcher};
+use crate::model::{Artifact, Failure, Launch, Outcome, Outputs};
 use crate::placeholder::Paths;
 
 use attempt::Attempt;
@@ -344,6 +344,28 @@ impl Launcher for LocalLauncher {
             let folder = files.folder.clone();
             let is_finished = move || inner.active(&files).is_none();
             Ok(log::tail(folder, LogQuery { attempt: None, follow, tail: None }, is_finished).boxed())
+        }
+        .boxed()
+    }
+
+    fn has(&self, outputs: Outputs) -> BoxFuture<'static, bool> {
+        let artifacts = self.inner.settings.artifacts.clone();
+        async move {
+            let all = move || outputs.artifacts.values().flatten().all(|artifact| content::is_there(&artifacts, artifact));
+            tokio::task::spawn_blocking(all).await.unwrap_or(false)
+        }
+        .boxed()
+    }
+
+    fn read(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+        let artifacts = self.inner.settings.artifacts.clone();
+        async move {
+            let opened = tokio::task::spawn_blocking(move || content::open(&artifacts, &artifact));
+            let file = opened.await.unwrap_or_else(|error| {
+                let source = std::io::Error::other(error);
+                Err(Error::Io { what: "opening the artifact".into(), source })
+            })?;
+            Ok(content::pieces(tokio::fs::File::from_std(file)).boxed())
         }
         .boxed()
     }

@@ -1,0 +1,139 @@
+//! One run, from its start or restart to its end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use slipway_core::clock::now_ms;
+use tokio::sync::mpsc;
+
+use super::progress::{Import, LookUp};
+use super::tracking::Tracked;
+use super::{Effect, Event, Inner, Machine};
+use crate::launch::AttemptId;
+use crate::model::RunInfo;
+
+/// Maximum number of events that are applied before their records are written: a burst of them costs one transaction.
+const MAX_BATCH: usize = 512;
+
+/// A request to a run that is being carried out.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Command {
+    /// Stop it; its exit tasks still run.
+    Cancel,
+    /// Stop everything: the run was deleted.
+    Abandon,
+}
+
+/// A run that is being carried out.
+pub(super) struct Drive {
+    inner: Arc<Inner>,
+    run: Arc<RunInfo>,
+    machine: Machine,
+    /// What will happen: ends of attempts, results of look-ups.
+    pending: FuturesUnordered<BoxFuture<'static, Event>>,
+    /// When the engine wants to be asked again, in milliseconds since the Unix epoch.
+    wake_at: Option<i64>,
+    tracked: Tracked,
+}
+
+impl Drive {
+    pub(super) fn new(inner: Arc<Inner>, run: Arc<RunInfo>, machine: Machine, tracked: Tracked) -> Self {
+        Self { inner, run, machine, pending: FuturesUnordered::new(), wake_at: None, tracked }
+    }
+
+    /// Carries out the run until it has ended. `effects` are those that its machine gave when it was made.
+    pub(super) async fn to_the_end(mut self, effects: Vec<Effect>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut ended = self.perform(effects).await;
+        while !ended {
+            let event = tokio::select! {
+                Some(command) = commands.recv() => match command {
+                    Command::Cancel => Event::Cancel,
+                    Command::Abandon => Event::CancelEverything,
+                },
+                Some(event) = self.pending.next(), if !self.pending.is_empty() => event,
+                () = sleep_until(self.wake_at), if self.wake_at.is_some() => {
+                    self.wake_at = None;
+                    Event::Time
+                }
+            };
+            let mut events = vec![event];
+            while events.len() < MAX_BATCH {
+                let Some(Some(event)) = self.pending.next().now_or_never() else { break };
+                events.push(event);
+            }
+            // Artifacts get their ids before the engine hands them on.
+            let events = self.inner.record_artifacts(&self.run, events).await;
+            let now = now_ms();
+            let mut effects = Vec::new();
+            for event in events {
+                effects.extend(self.machine.apply(event, now));
+            }
+            ended = self.perform(effects).await;
+        }
+    }
+
+    /// Records what the engine decided, then performs it. Returns whether the run has ended.
+    async fn perform(&mut self, effects: Vec<Effect>) -> bool {
+        // Only the newest record of a task is written.
+        let mut records = BTreeMap::new();
+        let mut others = Vec::new();
+        let mut finished = None;
+        for effect in effects {
+            match effect {
+                Effect::Record(record) => drop(records.insert(record.path.clone(), record)),
+                Effect::Finished { state, failure } => finished = Some((state, failure)),
+                other => others.push(other),
+            }
+        }
+        let records = Arc::new(records.into_values().collect::<Vec<_>>());
+        self.inner.record_progress(&self.run, &records, finished.as_ref()).await;
+        for record in records.iter().filter(|record| record.state.is_final()) {
+            self.tracked.task_ended(record);
+        }
+        for effect in others {
+            self.perform_one(effect);
+        }
+        if let Some((state, _)) = &finished {
+            self.tracked.run_ended(*state);
+        }
+        finished.is_some()
+    }
+
+    fn perform_one(&mut self, effect: Effect) {
+        let (inner, run) = (Arc::clone(&self.inner), Arc::clone(&self.run));
+        let event: BoxFuture<'static, Event> = match effect {
+            Effect::Launch(launch) => {
+                let (path, attempt) = (launch.path.clone(), launch.attempt);
+                let ended = self.inner.launcher.execute(launch);
+                Box::pin(async move { Event::Ended { path, attempt, outcome: ended.await } })
+            }
+            Effect::LookUpCache { path, fingerprint, max_staleness } => {
+                Box::pin(async move { inner.look_up(&run, LookUp { path, fingerprint, max_staleness }).await })
+            }
+            Effect::Import { path, request } => {
+                Box::pin(async move { inner.import(&run, Import { path, request }).await })
+            }
+            Effect::Stop { path, attempt } => {
+                let (namespace, run_id) = (run.namespace.clone(), run.run_id.clone());
+                tokio::spawn(inner.launcher.stop(AttemptId { namespace, run_id, path, attempt }));
+                return;
+            }
+            Effect::WakeAt(at) => {
+                self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+                return;
+            }
+            // Handled by the caller.
+            Effect::Record(_) | Effect::Finished { .. } => return,
+        };
+        self.pending.push(event);
+    }
+}
+
+/// Sleeps until a time in milliseconds since the Unix epoch.
+async fn sleep_until(at: Option<i64>) {
+    let wait = at.map_or(0, |at| at.saturating_sub(now_ms()));
+    tokio::time::sleep(Duration::from_millis(u64::try_from(wait).unwrap_or(0))).await;
+}

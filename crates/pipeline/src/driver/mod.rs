@@ -1,0 +1,231 @@
+//! Carries runs out: performs what the engine decides, and tells the engine what came of it.
+//!
+//! Invariant: what the engine decides is recorded before it is performed. After a crash, a task that was started is recorded as running,
+//! and the launcher finds its attempt again or starts it; a task that is not recorded as running has not been started.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `drive` | one run, from its start or restart to its end |
+//! | `progress` | what is written to the store |
+//! | `tracking` | what is passed on to the tracking store |
+
+mod drive;
+mod progress;
+mod tracking;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use slipway_core::clock::now_ms;
+use slipway_exec::LogStream;
+use slipway_store::Database;
+use tokio::sync::mpsc;
+
+use crate::engine::{Effect, Event, Limits, Machine, Plan, TaskRecord};
+use crate::entity::Run;
+use crate::launch::{AttemptId, Launcher};
+use crate::model::{Artifact, RunState, TaskPath};
+use crate::repo;
+use crate::service::{ArtifactStream, RunContext, Runner};
+use crate::tracker::Tracker;
+use crate::Error;
+
+use drive::{Command, Drive};
+
+/// Settings of a driver.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Root of the artifacts' URIs of runs and pipelines that give none.
+    pub pipeline_root: String,
+    /// Attempts of one run that are handed to the launcher at the same time.
+    pub max_parallel_tasks: usize,
+}
+
+/// Carries out all runs of a server; cheap to clone.
+#[derive(Clone)]
+pub struct Driver {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    database: Database,
+    launcher: Arc<dyn Launcher>,
+    tracker: Arc<dyn Tracker>,
+    settings: Settings,
+    /// The runs that are being carried out, by id.
+    active: Mutex<HashMap<String, mpsc::UnboundedSender<Command>>>,
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("settings", &self.inner.settings).finish_non_exhaustive()
+    }
+}
+
+/// Why a run is taken up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// It is new, or the server that carried it out has stopped.
+    Resume,
+    /// It ended, and goes on.
+    Retry,
+}
+
+impl Driver {
+    /// A driver without runs.
+    pub fn new(
+        database: Database,
+        launcher: Arc<dyn Launcher>,
+        tracker: Arc<dyn Tracker>,
+        settings: Settings,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { database, launcher, tracker, settings, active: Mutex::default() }) }
+    }
+
+    /// Takes up all runs that have not ended: those of an earlier server.
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn resume(&self) -> Result<(), Error> {
+        for run in self.inner.database.read(repo::runs::unfinished).await? {
+            self.take_up(run.run_id, Reason::Resume);
+        }
+        Ok(())
+    }
+
+    /// Begins to carry out a run, in the background. Does nothing if it is being carried out.
+    fn take_up(&self, run_id: String, reason: Reason) {
+        let (commands, received) = mpsc::unbounded_channel();
+        {
+            let mut active = self.inner.active.lock();
+            if active.contains_key(&run_id) {
+                return;
+            }
+            active.insert(run_id.clone(), commands);
+        }
+        let inner = Arc::clone(&self.inner);
+        tokio::spawn(async move {
+            if let Err(error) = carry_out(&inner, &run_id, reason, received).await {
+                tracing::error!(run = run_id, %error, "the pipeline run cannot be carried out");
+                inner.fail(&run_id, error.to_string()).await;
+            }
+            inner.active.lock().remove(&run_id);
+        });
+    }
+
+    fn command(&self, run_id: &str, command: Command) -> bool {
+        self.inner.active.lock().get(run_id).is_some_and(|commands| commands.send(command).is_ok())
+    }
+}
+
+/// Loads a run and carries it out to its end.
+async fn carry_out(
+    inner: &Arc<Inner>,
+    run_id: &str,
+    reason: Reason,
+    commands: mpsc::UnboundedReceiver<Command>,
+) -> Result<(), Error> {
+    let (id, root) = (run_id.to_owned(), inner.settings.pipeline_root.clone());
+    let loaded = inner.database.read(move |c| {
+        let context = RunContext::load(c, &id, &root)?;
+        let experiment = repo::experiments::find(c, &context.run.experiment_id).map(|found| found.name);
+        Ok::<_, Error>((context, experiment.unwrap_or_default(), progress::records(c, &id)?))
+    });
+    let (RunContext { run, info, document }, experiment, records) = loaded.await?;
+    if run.state.is_final() {
+        return Ok(());
+    }
+    let plan = Arc::new(Plan::new(Arc::new(document))?);
+    let limits = Limits { max_parallel_tasks: inner.settings.max_parallel_tasks, ..Limits::default() };
+    let info = Arc::new(info);
+    let parameters = run.config.parameters.clone().into_iter().collect();
+    let now = now_ms();
+    let (mut machine, mut effects) = if is_retry(&run, reason, &records) {
+        Machine::retry(plan, Arc::clone(&info), parameters, limits, records, now)
+    } else if records.is_empty() {
+        Machine::start(plan, Arc::clone(&info), parameters, limits, now)
+    } else {
+        Machine::restore(plan, Arc::clone(&info), parameters, limits, records, now)
+    };
+    if run.state == RunState::Canceling {
+        effects.extend(machine.apply(Event::Cancel, now));
+    }
+    let tracked = tracking::begin(inner, &run, Arc::clone(&info), experiment);
+    Drive::new(Arc::clone(inner), info, machine, tracked).to_the_end(effects, commands).await;
+    Ok(())
+}
+
+/// Whether a run that ended is to go on. A server that was killed between the request and the first record finds the run pending and its
+/// root ended.
+fn is_retry(run: &Run, reason: Reason, records: &[TaskRecord]) -> bool {
+    let root_ended = records.iter().any(|record| record.path == TaskPath::default() && record.state.is_final());
+    root_ended && (reason == Reason::Retry || run.state == RunState::Pending)
+}
+
+impl Inner {
+    /// Records that a run failed because it could not be carried out.
+    async fn fail(&self, run_id: &str, message: String) {
+        let id = run_id.to_owned();
+        let written = self.database.write(move |c| repo::runs::set_state(c, &id, &[], RunState::Failed, &message, now_ms()));
+        if let Err(error) = written.await {
+            tracing::error!(run = run_id, %error, "the failure of the pipeline run cannot be recorded");
+        }
+    }
+}
+
+impl Runner for Driver {
+    fn ready(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn start(&self, run_id: String) {
+        self.take_up(run_id, Reason::Resume);
+    }
+
+    fn cancel(&self, run_id: String) {
+        // A run that is not being carried out is taken up again, and ends as canceled, because that is its recorded state.
+        if !self.command(&run_id, Command::Cancel) {
+            self.take_up(run_id, Reason::Resume);
+        }
+    }
+
+    fn retry(&self, run_id: String) {
+        self.take_up(run_id, Reason::Retry);
+    }
+
+    fn forget(&self, namespace: String, run_id: String) -> BoxFuture<'static, Result<(), Error>> {
+        self.command(&run_id, Command::Abandon);
+        self.inner.launcher.forget(namespace, run_id)
+    }
+
+    fn log(
+        &self,
+        run_id: String,
+        task: TaskPath,
+        attempt: Option<u32>,
+        follow: bool,
+    ) -> BoxFuture<'static, Result<LogStream, Error>> {
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move {
+            let (id, path) = (run_id.clone(), task.clone());
+            let found = inner.database.read(move |c| {
+                let namespace = repo::runs::find(c, &id)?.namespace;
+                Ok::<_, Error>((namespace, progress::record(c, &id, &path)?))
+            });
+            let (namespace, record) = found.await?;
+            let record = record.ok_or_else(|| Error::NotFound(format!("run {run_id} has no task '{task}'")))?;
+            let attempt = attempt.unwrap_or(record.attempt);
+            if attempt == 0 {
+                return Ok(futures_util::stream::empty().boxed());
+            }
+            inner.launcher.log(AttemptId { namespace, run_id, path: task, attempt }, follow).await
+        })
+    }
+
+    fn read_artifact(&self, _namespace: String, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+        self.inner.launcher.read(artifact)
+    }
+}

@@ -1,0 +1,73 @@
+//! Tasks of runs: one row for each record of the engine.
+
+use slipway_store::sql::{Connection, Result as Read, Row, Value};
+
+use super::{json, runs, state, state_name, to_json};
+use crate::Error;
+use crate::model::{TaskPath, TaskState};
+
+/// A task as it is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskRow {
+    /// Where it is in its run.
+    pub path: TaskPath,
+    /// State.
+    pub state: TaskState,
+    /// The engine's record, which has path and state, too.
+    pub record: serde_json::Value,
+}
+
+/// A task with its number in the API.
+#[derive(Debug, Clone)]
+pub struct StoredTask {
+    /// `execution_id` in the API.
+    pub execution_id: i64,
+    /// The task.
+    pub row: TaskRow,
+}
+
+const COLUMNS: &str = "task, path, state, record";
+
+fn task(row: &Row<'_>) -> Read<StoredTask> {
+    Ok(StoredTask {
+        execution_id: row.get(0)?,
+        row: TaskRow { path: TaskPath(row.get(1)?), state: state(row, 2, TaskState::Pending)?, record: json(row, 3)? },
+    })
+}
+
+/// Inserts or replaces tasks of a run.
+pub fn upsert(c: &Connection, run_id: &str, tasks: &[TaskRow]) -> Result<(), Error> {
+    if tasks.is_empty() {
+        return Ok(());
+    }
+    let run = runs::row(c, run_id)?;
+    let rows = tasks.iter().map(|task| {
+        [Value::from(run), task.path.0.clone().into(), state_name(task.state).into(), to_json(&task.record).into()]
+    });
+    c.execute_each(
+        "INSERT INTO pipeline_tasks (run, path, state, record) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (run, path) DO UPDATE SET state = ?3, record = ?4",
+        rows,
+    )?;
+    runs::tasks_changed(c, run)
+}
+
+/// All tasks of a run, in the order in which they were first recorded.
+pub fn list(c: &Connection, run_id: &str) -> Result<Vec<StoredTask>, Error> {
+    let run = runs::row(c, run_id)?;
+    let sql = format!("SELECT {COLUMNS} FROM pipeline_tasks WHERE run = ?1 ORDER BY task");
+    Ok(c.rows(&sql, [Value::from(run)], task)?)
+}
+
+/// The task at this path; `None` if there is none.
+pub fn find(c: &Connection, run_id: &str, path: &TaskPath) -> Result<Option<StoredTask>, Error> {
+    let run = runs::row(c, run_id)?;
+    let sql = format!("SELECT {COLUMNS} FROM pipeline_tasks WHERE run = ?1 AND path = ?2");
+    Ok(c.first(&sql, [Value::from(run), path.0.clone().into()], task)?)
+}
+
+/// The paths of all tasks of a run.
+pub(crate) fn paths(c: &Connection, run_id: &str) -> Result<Vec<TaskPath>, Error> {
+    let run = runs::row(c, run_id)?;
+    Ok(c.rows("SELECT path FROM pipeline_tasks WHERE run = ?1", [Value::from(run)], |row| Ok(TaskPath(row.get(0)?)))?)
+}
