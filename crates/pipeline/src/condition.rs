@@ -174,7 +174,7 @@ fn parse(text: &str, variables: &[&str]) -> Result<(Program, Type), String> {
 }
 
 /// Functions of the standard library, and our own.
-const FUNCTIONS: [&str; 20] = [
+const FUNCTIONS: [&str; 14] = [
     "size",
     "contains",
     "startsWith",
@@ -188,12 +188,6 @@ const FUNCTIONS: [&str; 20] = [
     "bool",
     "dyn",
     "type",
-    "duration",
-    "timestamp",
-    "getFullYear",
-    "getMonth",
-    "getDate",
-    "getHours",
     "parseJson",
 ];
 /// Names of types, as in `type(x) == int`.
