@@ -11,7 +11,7 @@ use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operat
 use cel::{Context, Env, ExecutionError, Program};
 use serde_json::{Map, Value};
 
-use crate::executor_input::artifact_json;
+use crate::artifact::artifact_json;
 use crate::model::Inputs;
 use crate::value::{self, to_text};
 
