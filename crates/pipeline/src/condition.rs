@@ -11,7 +11,7 @@ use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operat
 use cel::{Context, Env, ExecutionError, Program};
 use serde_json::{Map, Value};
 
-use crate::executor_input::artifact_json;
+use crate::artifact::artifact_json;
 use crate::model::Inputs;
 use crate::value::{self, to_text};
 
@@ -174,7 +174,7 @@ fn parse(text: &str, variables: &[&str]) -> Result<(Program, Type), String> {
 }
 
 /// Functions of the standard library, and our own.
-const FUNCTIONS: [&str; 20] = [
+const FUNCTIONS: [&str; 14] = [
     "size",
     "contains",
     "startsWith",
@@ -188,12 +188,6 @@ const FUNCTIONS: [&str; 20] = [
     "bool",
     "dyn",
     "type",
-    "duration",
-    "timestamp",
-    "getFullYear",
-    "getMonth",
-    "getDate",
-    "getHours",
     "parseJson",
 ];
 /// Names of types, as in `type(x) == int`.

@@ -6,11 +6,13 @@ use std::path::Path;
 use prost_reflect::{DeserializeOptions, DynamicMessage};
 use serde_json::{Map, Value, json};
 
-use crate::ir::descriptors;
-use crate::ir::ml_pipelines::{ArtifactTypeSchema, ExecutorOutput, RuntimeArtifact, artifact_type_schema};
+pub use crate::artifact::schema;
+use crate::artifact::{artifact_json, output_artifact};
 use crate::model::{Artifact, Failure, Launch, Outputs};
 use crate::placeholder::{Paths, Place};
 use crate::platform::pod_settings;
+use crate::proto::descriptors;
+use crate::proto::ml_pipelines::{ExecutorOutput, RuntimeArtifact};
 use crate::value::{self, Kind, kind, parse_output};
 
 /// Maximum bytes of an output parameter, and of the file in which a program describes its outputs.
@@ -74,50 +76,6 @@ pub fn executor_input(launch: &Launch, paths: &Paths) -> Value {
     }
     outputs.insert("outputFile".into(), Value::String(paths.executor_output.clone()));
     json!({ "inputs": inputs, "outputs": outputs })
-}
-
-/// The JSON of a `RuntimeArtifact` with a URI of its own.
-pub(crate) fn artifact_json(artifact: &Artifact, uri: &str) -> Value {
-    let mut out = Map::new();
-    out.insert("name".into(), Value::String(artifact.id.clone()));
-    let mut schema = Map::new();
-    if !artifact.schema_title.is_empty() {
-        schema.insert("schemaTitle".into(), Value::String(artifact.schema_title.clone()));
-    }
-    if !artifact.schema_version.is_empty() {
-        schema.insert("schemaVersion".into(), Value::String(artifact.schema_version.clone()));
-    }
-    out.insert("type".into(), Value::Object(schema));
-    out.insert("uri".into(), Value::String(uri.to_owned()));
-    out.insert("metadata".into(), Value::Object(artifact.metadata.clone()));
-    Value::Object(out)
-}
-
-/// An output artifact as it is before the program has run: its declared type and metadata, named like the output.
-pub(crate) fn output_artifact(launch: &Launch, name: &str) -> Artifact {
-    let declared = launch.component.output_definitions.as_ref().and_then(|outputs| outputs.artifacts.get(name));
-    let mut artifact = Artifact { id: name.to_owned(), ..Artifact::default() };
-    if let Some(declared) = declared {
-        (artifact.schema_title, artifact.schema_version) = schema(declared.artifact_type.as_ref());
-        artifact.metadata = declared.metadata.as_ref().map(value::from_struct).unwrap_or_default();
-    }
-    artifact
-}
-
-/// Title and version of an artifact's type.
-pub fn schema(schema: Option<&ArtifactTypeSchema>) -> (String, String) {
-    use artifact_type_schema::Kind;
-    let Some(schema) = schema else {
-        return Default::default();
-    };
-    let title = match &schema.kind {
-        Some(Kind::SchemaTitle(title)) => title.clone(),
-        #[allow(deprecated)] // older files have it
-        Some(Kind::SchemaUri(uri)) => uri.clone(),
-        Some(Kind::InstanceSchema(schema)) => schema.clone(),
-        None => String::new(),
-    };
-    (title, schema.schema_version.clone())
 }
 
 /// The outputs of an attempt whose program succeeded: what the program describes in its output file, and else the files of the

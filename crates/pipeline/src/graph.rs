@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+pub use crate::dependency::dependencies;
+use crate::dependency::producers;
 use crate::ir::Document;
 use crate::ir::ml_pipelines::component_spec::Implementation;
 use crate::ir::ml_pipelines::dag_outputs_spec::dag_output_parameter_spec::Kind as OutputSource;
 use crate::ir::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
 use crate::ir::ml_pipelines::pipeline_task_spec::Iterator as LoopItems;
 use crate::ir::ml_pipelines::pipeline_task_spec::trigger_policy::TriggerStrategy;
-use crate::ir::ml_pipelines::task_inputs_spec::input_artifact_spec::Kind as ArtifactSource;
-use crate::ir::ml_pipelines::task_inputs_spec::input_parameter_spec::Kind as Source;
 use crate::ir::ml_pipelines::{DagSpec, PipelineTaskSpec, parameter_iterator_spec::items_spec::Kind as Items};
 
 /// All graphs of a pipeline.
@@ -143,32 +143,6 @@ impl Graph {
     fn nested(&self) -> Vec<String> {
         self.nodes.iter().filter(|node| node.kind == NodeKind::Graph).map(|node| node.component.clone()).collect()
     }
-}
-
-/// The tasks of the same graph that a task waits for: those that it names, and those whose outputs it needs.
-pub fn dependencies(task: &PipelineTaskSpec) -> BTreeSet<&str> {
-    let named = task.dependent_tasks.iter().map(String::as_str);
-    named.chain(producers(task).map(|(producer, _)| producer)).collect()
-}
-
-/// Producers of a task's inputs, with the outputs that they pass.
-fn producers(task: &PipelineTaskSpec) -> impl Iterator<Item = (&str, Option<&str>)> {
-    let parameters =
-        task.inputs.iter().flat_map(|inputs| inputs.parameters.values()).filter_map(|input| match &input.kind {
-            Some(Source::TaskOutputParameter(output)) => {
-                Some((output.producer_task.as_str(), Some(output.output_parameter_key.as_str())))
-            }
-            Some(Source::TaskFinalStatus(status)) => Some((status.producer_task.as_str(), None)),
-            _ => None,
-        });
-    let artifacts =
-        task.inputs.iter().flat_map(|inputs| inputs.artifacts.values()).filter_map(|input| match &input.kind {
-            Some(ArtifactSource::TaskOutputArtifact(output)) => {
-                Some((output.producer_task.as_str(), Some(output.output_artifact_key.as_str())))
-            }
-            _ => None,
-        });
-    parameters.chain(artifacts)
 }
 
 fn graph(document: &Document, dag: &DagSpec) -> Graph {

@@ -2,7 +2,8 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`ir`] | the compiled form of a pipeline, its protobuf messages and its faults |
+//! | [`proto`] | the protobuf messages of a compiled pipeline |
+//! | [`ir`] | the compiled form of a pipeline: how it is read, checked and written |
 //! | [`value`], [`condition`], [`placeholder`] | values of parameters, expressions over them, and texts that contain them |
 //! | [`executor_input`] | what a task's program is given and what it leaves behind |
 //! | [`graph`] | the static graph |
@@ -21,7 +22,9 @@
 //! | [`http`] | Kubeflow's REST API |
 //! | [`error`] | errors with stable codes |
 
+mod artifact;
 pub mod condition;
+mod dependency;
 pub mod driver;
 pub mod engine;
 pub mod entity;
@@ -38,6 +41,7 @@ pub mod model;
 mod parsers;
 pub mod placeholder;
 pub mod platform;
+pub mod proto;
 mod proto_json;
 pub mod repo;
 pub mod schedule;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::ir::kfp_kubernetes::KubernetesExecutorConfig;
-use crate::ir::ml_pipelines::ComponentSpec;
-use crate::ir::ml_pipelines::pipeline_deployment_config::ExecutorSpec;
+use crate::proto::kfp_kubernetes::KubernetesExecutorConfig;
+use crate::proto::ml_pipelines::ComponentSpec;
+use crate::proto::ml_pipelines::pipeline_deployment_config::ExecutorSpec;
 
 /// State of a run, with the names of `RuntimeState` in Kubeflow's API v2beta1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

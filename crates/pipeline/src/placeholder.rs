@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ir::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
 use crate::model::{Inputs, Launch, RunInfo};
+use crate::proto::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
 use crate::value::{self, to_text};
 
 /// Path of the workspace in a container, and in the values that refer to it.
@@ -366,7 +366,7 @@ impl Scope<'_> {
             Field::Name => artifact.id.clone(),
             Field::Metadata => value::to_json_text(&Value::Object(artifact.metadata.clone())),
             Field::MetadataKey(key) => artifact.metadata.get(key).map_or_else(String::new, to_text),
-            Field::All => value::to_json_text(&super::executor_input::artifact_json(artifact, &place.uri)),
+            Field::All => value::to_json_text(&crate::artifact::artifact_json(artifact, &place.uri)),
         })
     }
 
@@ -374,14 +374,14 @@ impl Scope<'_> {
         let Some(place) = self.paths.output_artifacts.get(name) else {
             return Err(format!("the component has no output artifact '{name}', which its command refers to"));
         };
-        let artifact = super::executor_input::output_artifact(self.launch, name);
+        let artifact = crate::artifact::output_artifact(self.launch, name);
         Ok(match field {
             Field::Path => place.path.clone(),
             Field::Uri => place.uri.clone(),
             Field::Name => name.to_owned(),
             Field::Metadata => value::to_json_text(&Value::Object(artifact.metadata)),
             Field::MetadataKey(key) => artifact.metadata.get(key).map_or_else(String::new, to_text),
-            Field::All => value::to_json_text(&super::executor_input::artifact_json(&artifact, &place.uri)),
+            Field::All => value::to_json_text(&crate::artifact::artifact_json(&artifact, &place.uri)),
         })
     }
 }

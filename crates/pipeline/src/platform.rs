@@ -12,15 +12,15 @@ use slipway_exec::RunSpec;
 use slipway_exec::manifest::{EnvVar, Resources, VolumeMount};
 use slipway_exec::quantity::Quantity;
 
-use crate::ir::kfp_kubernetes::{InitContainer, KubernetesExecutorConfig, PvcMount, SecurityContext, pvc_mount};
-use crate::ir::ml_pipelines::pipeline_deployment_config::PipelineContainerSpec;
-use crate::ir::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
-use crate::ir::ml_pipelines::task_config_passthrough_type::TaskConfigPassthroughTypeEnum as Field;
-use crate::ir::ml_pipelines::task_inputs_spec::InputParameterSpec;
-use crate::ir::ml_pipelines::task_inputs_spec::input_parameter_spec::Kind as Source;
-use crate::ir::ml_pipelines::value_or_runtime_parameter::Value as Runtime;
 use crate::model::Launch;
 use crate::placeholder::{resolve_constant, resolve_parameters};
+use crate::proto::kfp_kubernetes::{InitContainer, KubernetesExecutorConfig, PvcMount, SecurityContext, pvc_mount};
+use crate::proto::ml_pipelines::pipeline_deployment_config::PipelineContainerSpec;
+use crate::proto::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
+use crate::proto::ml_pipelines::task_config_passthrough_type::TaskConfigPassthroughTypeEnum as Field;
+use crate::proto::ml_pipelines::task_inputs_spec::InputParameterSpec;
+use crate::proto::ml_pipelines::task_inputs_spec::input_parameter_spec::Kind as Source;
+use crate::proto::ml_pipelines::value_or_runtime_parameter::Value as Runtime;
 use crate::value;
 use crate::{condition, placeholder};
 
@@ -430,7 +430,7 @@ fn claim_name(launch: &Launch, mount: &PvcMount) -> Result<String, String> {
     let older = mount.pvc_reference.as_ref().map(|reference| match reference {
         pvc_mount::PvcReference::Constant(name) => {
             let constant = Runtime::Constant(value::to_prost(&json!(name)));
-            Source::RuntimeValue(crate::ir::ml_pipelines::ValueOrRuntimeParameter { value: Some(constant) })
+            Source::RuntimeValue(crate::proto::ml_pipelines::ValueOrRuntimeParameter { value: Some(constant) })
         }
         pvc_mount::PvcReference::TaskOutputParameter(output) => Source::TaskOutputParameter(output.clone()),
         pvc_mount::PvcReference::ComponentInputParameter(name) => Source::ComponentInputParameter(name.clone()),

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use crate::ir::ml_pipelines::parameter_type::ParameterTypeEnum;
+use crate::proto::ml_pipelines::parameter_type::ParameterTypeEnum;
 
 /// Type of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -45,7 +45,7 @@ impl Faults {
         if self.0.is_empty() {
             return Ok(());
         }
-        self.0.sort_by(|a, b| a.place.cmp(&b.place));
+        self.0.sort_by_key(|fault| fault.place);
         self.0.dedup();
         let mut lines: Vec<String> = self.0.iter().take(MAX_LISTED).map(Fault::line).collect();
         if self.0.len() > MAX_LISTED {

@@ -1,7 +1,4 @@
-//! The compiled form of a pipeline, IR 2.1.
-//!
-//! The messages are generated from `proto/` by `tests/generated.rs`. Their JSON is read and written with protobuf's own mapping, by
-//! reflection on [`descriptors`].
+//! The compiled form of a pipeline, IR 2.1: how it is read, checked and written.
 
 mod fault;
 pub mod read;
@@ -9,42 +6,10 @@ mod tree;
 mod validate;
 pub mod write;
 
-use std::sync::LazyLock;
-
-use prost_reflect::DescriptorPool;
-
 pub use read::{Document, read, read_json};
 pub use write::to_json;
 
-/// The messages of `google/rpc/status.proto`.
-pub mod google {
-    /// The package `google.rpc`.
-    #[allow(missing_docs)] // generated
-    pub mod rpc {
-        include!("generated/google.rpc.rs");
-    }
-}
-
-/// The messages of `pipeline_spec.proto`.
-#[allow(missing_docs, clippy::all)] // generated
-pub mod ml_pipelines {
-    include!("generated/ml_pipelines.rs");
-}
-
-/// The messages of `kubernetes_executor_config.proto`.
-#[allow(missing_docs, clippy::all)] // generated
-pub mod kfp_kubernetes {
-    include!("generated/kfp_kubernetes.rs");
-}
-
-/// Descriptions of all messages, for their JSON mapping.
-pub fn descriptors() -> &'static DescriptorPool {
-    static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-        DescriptorPool::decode(include_bytes!("generated/descriptors.bin").as_slice())
-            .expect("the committed descriptors are compared with the protos by tests/generated.rs")
-    });
-    &POOL
-}
+pub use crate::proto::{descriptors, google, kfp_kubernetes, ml_pipelines};
 
 #[cfg(test)]
 mod tests {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::ir::kfp_kubernetes::{KubernetesExecutorConfig, PodAffinityTerm, SelectorRequirement};
-use crate::ir::ml_pipelines::task_inputs_spec::InputParameterSpec;
+use crate::proto::kfp_kubernetes::{KubernetesExecutorConfig, PodAffinityTerm, SelectorRequirement};
+use crate::proto::ml_pipelines::task_inputs_spec::InputParameterSpec;
 
 /// Field of terms that must hold.
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";

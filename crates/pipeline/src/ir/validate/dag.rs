@@ -6,7 +6,7 @@ use super::super::ml_pipelines::dag_outputs_spec::dag_output_parameter_spec::Kin
 use super::super::ml_pipelines::pipeline_task_spec::trigger_policy::TriggerStrategy;
 use super::super::ml_pipelines::{ComponentSpec, DagSpec, PipelineTaskSpec};
 use super::{Report, Scope, task};
-use crate::graph::dependencies;
+use crate::dependency::dependencies;
 
 pub(super) fn check(
     scope: &Scope<'_>,

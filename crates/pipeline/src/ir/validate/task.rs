@@ -14,7 +14,7 @@ use super::super::ml_pipelines::{
 };
 use super::{Report, Scope, component_name, item_input};
 use crate::condition::{self, Condition};
-use crate::graph::dependencies;
+use crate::dependency::dependencies;
 use crate::value::{self, Kind, kind};
 
 /// Prefix of the inputs that the SDK adds for placeholders inside of texts; components do not declare them.
