@@ -1,4 +1,4 @@
-//! The state machine of a run: starting and ending tasks, graphs, and loops.
+//! The state machine of a run: events, and the start of tasks, graphs, and loops.
 //!
 //! An event changes the nodes that it concerns, and what follows from it is put on a list of steps which is worked off before `apply`
 //! returns. Nothing recurses, and no step looks at more tasks than it decides.
@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::model::{Failure, Outputs, RunInfo, RunState, TaskPath, TaskState};
+use crate::model::{RunInfo, TaskPath, TaskState};
 
-use super::node::{GraphProgress, LoopProgress, Node, NodeId, Progress, Slot, Waiting};
+use super::node::{GraphProgress, LoopProgress, Node, NodeId, Progress, Slot};
 use super::plan::{Body, Component, MAX_TASKS, Plan, Task};
 use super::record::{Cancellation, Effect, Event, Limits, Parameters, TaskKind, TaskRecord};
 use super::resolve::{self, LoopItems, Scope};
@@ -19,7 +19,7 @@ pub struct Machine {
     pub(super) plan: Arc<Plan>,
     pub(super) run: Arc<RunInfo>,
     pub(super) limits: Limits,
-    nodes: Vec<Option<Box<Node>>>,
+    pub(super) nodes: Vec<Option<Box<Node>>>,
     free: Vec<NodeId>,
     /// Executions that have not ended: what events refer to.
     pub(super) live: BTreeMap<TaskPath, NodeId>,
@@ -34,7 +34,7 @@ pub struct Machine {
     pub(super) known: HashMap<TaskPath, TaskRecord>,
     changed: Vec<NodeId>,
     /// Graphs and loops that ended; their tasks are freed when the records have been handed out.
-    ended: Vec<NodeId>,
+    pub(super) ended: Vec<NodeId>,
     pub(super) effects: Vec<Effect>,
     pub(super) cancel: Cancellation,
     /// Number of tasks that were reached.
@@ -157,7 +157,9 @@ impl Machine {
     // Nodes.
 
     pub(super) fn node(&self, id: NodeId) -> &Node {
-        self.nodes[id].as_deref().expect("nodes are freed only when the graph around them has ended, and nothing refers to them any more")
+        self.nodes[id]
+            .as_deref()
+            .expect("nodes are freed only when the graph around them has ended, and nothing refers to them any more")
     }
 
     /// The node, to be changed; its record is handed out at the end of the event.
@@ -193,9 +195,11 @@ impl Machine {
         let Some(node) = self.nodes[id].as_mut() else { return };
         node.record.inputs = resolve::no_inputs();
         let tasks: Vec<NodeId> = match std::mem::replace(&mut node.progress, Progress::Ended) {
-            Progress::Graph(graph) => {
-                graph.tasks.into_iter().filter_map(|slot| if let Slot::Reached(task) = slot { Some(task) } else { None }).collect()
-            }
+            Progress::Graph(graph) => graph
+                .tasks
+                .into_iter()
+                .filter_map(|slot| if let Slot::Reached(task) = slot { Some(task) } else { None })
+                .collect(),
             Progress::Loop(progress) => progress.iterations.into_iter().flatten().collect(),
             Progress::Ended | Progress::Execution(_) => Vec::new(),
         };
@@ -215,7 +219,7 @@ impl Machine {
     }
 
     /// The node of a task of the graph `graph`.
-    fn sibling(&self, graph: NodeId, task: usize) -> Option<&TaskRecord> {
+    pub(super) fn sibling(&self, graph: NodeId, task: usize) -> Option<&TaskRecord> {
         match &self.node(graph).progress {
             Progress::Graph(progress) => match progress.tasks[task] {
                 Slot::Reached(id) => Some(&self.node(id).record),
@@ -227,7 +231,12 @@ impl Machine {
 
     /// Calls `f` with what the task at `path` in the graph `graph` can refer to.
     pub(super) fn with_scope<T>(&self, graph: NodeId, path: &TaskPath, f: impl FnOnce(&Scope<'_>) -> T) -> T {
-        f(&Scope { run: &self.run, path, graph: &self.node(graph).record.inputs, task: &|task| self.sibling(graph, task) })
+        f(&Scope {
+            run: &self.run,
+            path,
+            graph: &self.node(graph).record.inputs,
+            task: &|task| self.sibling(graph, task),
+        })
     }
 
     // Tasks.
@@ -254,10 +263,18 @@ impl Machine {
     }
 
     /// A record for a task that is reached. What an earlier life of the run recorded of it is kept.
-    fn new_record(&mut self, path: TaskPath, parent: Option<TaskPath>, name: &str, display_name: &str, kind: TaskKind) -> TaskRecord {
+    fn new_record(
+        &mut self,
+        path: TaskPath,
+        parent: Option<TaskPath>,
+        name: &str,
+        display_name: &str,
+        kind: TaskKind,
+    ) -> TaskRecord {
         let known = self.known.remove(&path);
-        let (attempt, earlier_attempts, created_at, history) = known
-            .map_or((0, 0, self.now, Vec::new()), |known| (known.attempt, known.earlier_attempts, known.created_at, known.history));
+        let (attempt, earlier_attempts, created_at, history) = known.map_or((0, 0, self.now, Vec::new()), |known| {
+            (known.attempt, known.earlier_attempts, known.created_at, known.history)
+        });
         TaskRecord {
             path,
             parent,
@@ -324,7 +341,8 @@ impl Machine {
             // A task for the end of others has nothing to do if none of them has begun.
             let has_begun = task.dependencies.is_empty() && !is_canceled
                 || states().any(|record| {
-                    matches!(record.state, TaskState::Succeeded | TaskState::Cached | TaskState::Failed) || record.started_at.is_some()
+                    matches!(record.state, TaskState::Succeeded | TaskState::Cached | TaskState::Failed)
+                        || record.started_at.is_some()
                 });
             return match has_begun {
                 true if self.cancel == Cancellation::Everything => Decision::End(TaskState::Canceled),
@@ -345,7 +363,8 @@ impl Machine {
     /// Resolves the inputs of a task, evaluates its condition, and starts it.
     fn begin(&mut self, id: NodeId, graph: NodeId, task: &Task, plan: &Plan) {
         let component = &plan.components[task.component];
-        let inputs = self.with_scope(graph, &self.node(id).record.path, |scope| resolve::inputs(task, component, scope));
+        let inputs =
+            self.with_scope(graph, &self.node(id).record.path, |scope| resolve::inputs(task, component, scope));
         let inputs = match inputs {
             Ok(inputs) => inputs,
             Err(reason) => return self.end(id, TaskState::Failed, Some(resolve::failure(reason))),
@@ -362,7 +381,9 @@ impl Machine {
     }
 
     fn end_too_many(&mut self, id: NodeId) {
-        let reason = format!("The run has more than {MAX_TASKS} tasks, iterations of loops included. Split the items over several runs.");
+        let reason = format!(
+            "The run has more than {MAX_TASKS} tasks, iterations of loops included. Split the items over several runs."
+        );
         self.end(id, TaskState::Failed, Some(resolve::failure(reason)));
     }
 
@@ -435,16 +456,25 @@ impl Machine {
         let (task, is_exit, retry, path) = (node.task, node.is_exit, node.retry, node.record.path.clone());
         let (name, display_name) = (node.record.task_name.clone(), node.record.display_name.clone());
         let kind = kind(false, node.component(&plan), true);
-        let mut record = record.unwrap_or_else(|| self.new_record(path.iteration(index), Some(path), &name, &display_name, kind));
+        let mut record =
+            record.unwrap_or_else(|| self.new_record(path.iteration(index), Some(path), &name, &display_name, kind));
         record.iteration = Some(index);
-        let id = self.add(Node { record, parent: Some(of), task, is_exit, retry, progress: Progress::Ended, is_changed: false });
+        let id = self.add(Node {
+            record,
+            parent: Some(of),
+            task,
+            is_exit,
+            retry,
+            progress: Progress::Ended,
+            is_changed: false,
+        });
         if let Some(Progress::Loop(progress)) = self.progress(of) {
             progress.iterations[index] = Some(id);
         }
         id
     }
 
-    fn begin_iteration(&mut self, of: NodeId, index: usize) {
+    pub(super) fn begin_iteration(&mut self, of: NodeId, index: usize) {
         let plan = Arc::clone(&self.plan);
         let id = self.add_iteration(of, index, None);
         let node = self.node(of);
@@ -463,175 +493,6 @@ impl Machine {
             Err(reason) => self.end(id, TaskState::Failed, Some(resolve::failure(reason))),
         }
     }
-
-    /// Ends a task of any kind.
-    pub(super) fn end(&mut self, id: NodeId, state: TaskState, failure: Option<Failure>) {
-        let now = self.now;
-        let node = self.change(id);
-        node.record.enter(state, now);
-        node.record.failure = failure;
-        match std::mem::replace(&mut node.progress, Progress::Ended) {
-            // Their tasks are still needed until all records have been handed out.
-            progress @ (Progress::Graph(_) | Progress::Loop(_)) => {
-                node.progress = progress;
-                self.ended.push(id);
-            }
-            Progress::Execution(waiting) => {
-                let path = node.record.path.clone();
-                self.live.remove(&path);
-                if waiting == Waiting::Running {
-                    self.running -= 1;
-                }
-            }
-            Progress::Ended => {}
-        }
-        self.steps.push_back(Step::Ended(id));
-    }
-
-    /// Lets those know that wait for a task which has ended.
-    fn task_ended(&mut self, id: NodeId) {
-        let node = self.node(id);
-        let Some(parent) = node.parent else { return self.finish() };
-        let index = node.task.map_or(0, |(_, index)| index);
-        let plan = Arc::clone(&self.plan);
-        let component = self.component_index(parent);
-        let mut decided = Vec::new();
-        match self.progress(parent) {
-            Some(Progress::Graph(progress)) => {
-                progress.open -= 1;
-                for dependent in &plan.graph(component).tasks[index].dependents {
-                    if let Slot::Waiting(missing) = &mut progress.tasks[*dependent] {
-                        *missing -= 1;
-                        if *missing == 0 {
-                            decided.push(*dependent);
-                        }
-                    }
-                }
-            }
-            Some(Progress::Loop(progress)) => progress.running -= 1,
-            _ => {}
-        }
-        self.steps.extend(decided.into_iter().map(|task| Step::Decide(parent, task)));
-        self.steps.push_back(Step::Advance(parent));
-    }
-
-    /// Starts further iterations of a loop, and ends a graph or loop that is complete.
-    fn advance(&mut self, id: NodeId) {
-        let plan = Arc::clone(&self.plan);
-        let node = self.node(id);
-        if node.record.state.is_final() {
-            return;
-        }
-        match &node.progress {
-            Progress::Graph(progress) if progress.open == 0 => self.end_graph(id),
-            Progress::Loop(progress) => {
-                let parallelism = node.task(&plan).and_then(|task| task.iterator.as_ref()).map_or(1, |iterator| iterator.parallelism);
-                let is_canceled = self.is_canceled(node.is_exit);
-                let (mut next, mut running, length) = (progress.next, progress.running, progress.iterations.len());
-                let mut begun = Vec::new();
-                while !is_canceled && next < length && running < parallelism {
-                    if progress.iterations[next].is_none() {
-                        begun.push(next);
-                        running += 1;
-                    }
-                    next += 1;
-                }
-                if let Some(Progress::Loop(progress)) = self.progress(id) {
-                    (progress.next, progress.running) = (next, running);
-                }
-                if running == 0 && (is_canceled || next == length) {
-                    return self.end_loop(id);
-                }
-                for index in begun {
-                    self.begin_iteration(id, index);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn end_graph(&mut self, id: NodeId) {
-        let plan = Arc::clone(&self.plan);
-        let graph = plan.graph(self.component_index(id));
-        let main = (0..graph.tasks.len()).filter(|index| !graph.tasks[*index].is_exit).filter_map(|index| self.sibling(id, index));
-        let (state, failure) = common_end(main);
-        let outputs = match state {
-            TaskState::Succeeded => resolve::graph_outputs(graph, &|task| self.sibling(id, task)),
-            _ => Ok(Outputs::default()),
-        };
-        self.end_with(id, state, failure, outputs);
-    }
-
-    fn end_loop(&mut self, id: NodeId) {
-        let plan = Arc::clone(&self.plan);
-        let node = self.node(id);
-        let Progress::Loop(progress) = &node.progress else { return };
-        let iterations: Vec<&TaskRecord> = progress.iterations.iter().flatten().map(|id| &self.node(*id).record).collect();
-        let (mut state, failure) = common_end(iterations.iter().copied());
-        if iterations.len() < progress.iterations.len() && state == TaskState::Succeeded {
-            state = TaskState::Canceled;
-        }
-        let outputs = match state {
-            TaskState::Succeeded => resolve::loop_outputs(node.component(&plan), &iterations),
-            _ => Ok(Outputs::default()),
-        };
-        self.end_with(id, state, failure, outputs);
-    }
-
-    fn end_with(&mut self, id: NodeId, state: TaskState, failure: Option<Failure>, outputs: Result<Outputs, String>) {
-        match outputs {
-            Ok(outputs) => {
-                self.change(id).record.outputs = Arc::new(outputs);
-                self.end(id, state, failure);
-            }
-            Err(reason) => self.end(id, TaskState::Failed, Some(resolve::failure(reason))),
-        }
-    }
-
-    /// Ends the run. Its state is that of its main tasks; a run that was canceled is canceled, however far it came.
-    fn finish(&mut self) {
-        self.is_finished = true;
-        let root = &self.node(0).record;
-        let failure = root.failure.clone();
-        let state = match root.state {
-            _ if self.cancel != Cancellation::No => RunState::Canceled,
-            TaskState::Failed => RunState::Failed,
-            TaskState::Canceled => RunState::Canceled,
-            _ => RunState::Succeeded,
-        };
-        self.effects.push(Effect::Finished { state, failure });
-    }
-
-    /// Stops everything that `how` covers, and starts nothing of it any more.
-    pub(super) fn cancel(&mut self, how: Cancellation) {
-        if how > self.cancel {
-            self.cancel = how;
-            self.change(0).record.cancel = how;
-            self.stop_canceled();
-        }
-    }
-
-    /// Ends or stops all that is canceled and has not ended.
-    pub(super) fn stop_canceled(&mut self) {
-        for (path, id) in self.live.clone() {
-            let node = self.node(id);
-            if !self.is_canceled(node.is_exit) {
-                continue;
-            }
-            match node.progress {
-                Progress::Execution(Waiting::Running) if node.record.kind != TaskKind::Importer => {
-                    self.effects.push(Effect::Stop { path, attempt: node.record.attempt });
-                }
-                _ => self.end(id, TaskState::Canceled, None),
-            }
-        }
-        // Loops start no further iterations, so that some are complete now.
-        for id in 0..self.nodes.len() {
-            if self.nodes[id].as_ref().is_some_and(|node| matches!(node.progress, Progress::Loop(_))) {
-                self.steps.push_back(Step::Advance(id));
-            }
-        }
-    }
 }
 
 /// The kind of a task that executes a component.
@@ -643,35 +504,4 @@ fn kind(is_loop: bool, component: &Component, is_iteration: bool) -> TaskKind {
         Body::Importer(_) => TaskKind::Importer,
         Body::Container(_) | Body::Unsupported(_) => TaskKind::Container,
     }
-}
-
-/// The state of a graph or loop whose tasks have ended, and the first of their failures.
-fn common_end<'a>(tasks: impl Iterator<Item = &'a TaskRecord>) -> (TaskState, Option<Failure>) {
-    let mut state = TaskState::Succeeded;
-    let mut failure = None;
-    for task in tasks {
-        match task.state {
-            TaskState::Canceled => state = TaskState::Canceled,
-            TaskState::Failed => {
-                failure = failure.or_else(|| task.failure.as_ref().map(|failure| enclosing_failure(task, failure)));
-                if state == TaskState::Succeeded {
-                    state = TaskState::Failed;
-                }
-            }
-            _ => {}
-        }
-    }
-    (state, failure)
-}
-
-/// The failure of a graph: the one of its task, whose path is put in front once.
-fn enclosing_failure(task: &TaskRecord, failure: &Failure) -> Failure {
-    // A graph that failed by itself, as when an output is missing, has no path in its message.
-    let names_inner_task = failure.message.strip_prefix(&task.path.0).is_some_and(|rest| rest.starts_with(['/', '[']));
-    let message = if names_inner_task {
-        failure.message.clone()
-    } else {
-        format!("{}: {}", task.path, failure.message)
-    };
-    Failure { message, ..failure.clone() }
 }

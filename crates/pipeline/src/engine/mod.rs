@@ -9,12 +9,13 @@
 //! | `plan`, `compile`, `references` | pipelines, compiled |
 //! | `resolve` | inputs of tasks and outputs of graphs |
 //! | `node` | what the machine knows of a task |
-//! | `machine` | starting and ending tasks, graphs, and loops |
+//! | `machine`, `ending` | the start and the end of tasks, graphs, and loops; cancellation |
 //! | `execution` | attempts, retries, cache, and imports of tasks that execute something |
 //! | `restore` | going on after a crash, and retrying a failed run |
 //! | `record` | records, events, and effects |
 
 mod compile;
+mod ending;
 mod execution;
 mod machine;
 mod node;
