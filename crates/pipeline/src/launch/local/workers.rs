@@ -28,7 +28,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 /// Modules that a worker imports, if they are there. Those of `kfp` are what `kfp.dsl.executor_main` imports; the others take long, and
 /// none of them keeps threads or connections that a fork would break.
-const MODULES: &[&str] = &["kfp.dsl.executor", "kfp.dsl.kfp_config", "kfp.dsl.utils", "argparse", "logging"];
+const MODULES: &[&str] = &["kfp.dsl.executor", "kfp.dsl.kfp_config", "kfp.dsl.utils", "argparse", "logging", "shutil", "tempfile"];
 /// Packages that are imported only if they are in the environment.
 const PACKAGES: &[(&str, &str)] = &[("numpy", "numpy"), ("pandas", "pandas"), ("sklearn", "sklearn.base")];
 
