@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use slipway_core::files;
 use slipway_exec::local::{descriptors, supervisor};
 use slipway_exec::manifest::EnvVar;
 
@@ -23,6 +22,8 @@ use crate::platform::{PodSettings, pod_settings};
 
 /// The module that executes lightweight Python components.
 const EXECUTOR_MODULE: &str = "kfp.dsl.executor_main";
+/// The file with the code of a lightweight component. Its name is the name of the component's module.
+const COMPONENT_FILE: &str = "program/ephemeral_component.py";
 /// The prefix of a requirement on the SDK.
 const SDK: &str = "kfp";
 
@@ -136,8 +137,9 @@ impl Inner {
         let mut words = match program {
             Program::Words(words) => words,
             Program::Lightweight { code, arguments } => {
-                let file = attempt.path("program/ephemeral_component.py");
-                files::replace(&file, code.as_bytes()).map_err(|error| permanent(format!("writing the component: {error}")))?;
+                let file = attempt.path(COMPONENT_FILE);
+                let written = attempt.write(COMPONENT_FILE, code.as_bytes());
+                written.map_err(|error| permanent(format!("writing the component: {error}")))?;
                 let module = ["--component_module_path".to_owned(), file.display().to_string()];
                 let arguments: Vec<String> = module.into_iter().chain(arguments).collect();
                 let is_warm = mounts.is_empty() && !requested.keys().any(|name| variables::is_read_at_start(name));
@@ -219,7 +221,7 @@ impl Inner {
                     ..supervisor::Task::default()
                 };
                 let text = serde_json::to_vec(&task).map_err(|error| failed(error.to_string()))?;
-                let written = files::replace(&attempt.path("task.json"), &text);
+                let written = attempt.write("task.json", &text);
                 written.map_err(|error| failed(format!("writing the attempt: {error}")))?;
                 let variables = step.variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
                 let started = supervisor::spawn(&self.settings.program, &attempt.folder, variables.collect());

@@ -26,10 +26,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval of the attempts to lock a worker that ends.
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
-/// Modules that a worker imports, if they are there. Those of `kfp` are what `kfp.dsl.executor_main` imports; the others take long, and
-/// none of them keeps threads or connections that a fork would break.
+/// Modules that a worker imports: those that `kfp.dsl.executor_main` imports.
 const MODULES: &[&str] = &["kfp.dsl.executor", "kfp.dsl.kfp_config", "kfp.dsl.utils", "argparse", "logging", "shutil", "tempfile"];
-/// Packages that are imported only if they are in the environment.
+/// Packages that a worker imports if they are in the environment, and the module of each. Their imports take long, and none of them keeps
+/// threads or connections that a fork would break.
 const PACKAGES: &[(&str, &str)] = &[("numpy", "numpy"), ("pandas", "pandas"), ("sklearn", "sklearn.base")];
 
 static NAME: LazyLock<String> = LazyLock::new(|| {
