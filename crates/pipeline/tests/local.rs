@@ -129,11 +129,8 @@ fn words(list: &[&str]) -> Vec<String> {
 
 /// A launch of a container without inputs and outputs.
 fn container(name: &str, image: &str, command: &[&str]) -> Launch {
-    let container = PipelineContainerSpec {
-        image: image.into(),
-        command: words(command),
-        ..PipelineContainerSpec::default()
-    };
+    let container =
+        PipelineContainerSpec { image: image.into(), command: words(command), ..PipelineContainerSpec::default() };
     let run = RunInfo {
         run_id: "run-1".into(),
         namespace: "default".into(),
@@ -237,10 +234,12 @@ fn is_alive(pid: &str) -> bool {
 
 async fn lightweight_step_returns_its_outputs(folder: TempDir) {
     let launcher = launcher(folder.path());
-    let body = "print('adding', a, b)\nopen(model.path, 'w').write(str(a + b))\nmodel.metadata['sum'] = a + b\nreturn a + b";
+    let body =
+        "print('adding', a, b)\nopen(model.path, 'w').write(str(a + b))\nmodel.metadata['sum'] = a + b\nreturn a + b";
     let mut launch =
         function("add", &format!("'{KFP}' '--no-deps'"), "(a: int, b: int, model: Output[Model]) -> int", body);
-    let number = InputParameter { parameter_type: ParameterTypeEnum::NumberInteger as i32, ..InputParameter::default() };
+    let number =
+        InputParameter { parameter_type: ParameterTypeEnum::NumberInteger as i32, ..InputParameter::default() };
     let kind = Some(artifact_type_schema::Kind::SchemaTitle("system.Model".into()));
     let schema = ArtifactTypeSchema { kind, schema_version: "0.0.1".into() };
     let artifact = ArtifactSpec { artifact_type: Some(schema), ..ArtifactSpec::default() };
@@ -322,7 +321,11 @@ async fn steps_do_not_affect_later_ones(folder: TempDir) {
         let launch = python(name, &body);
         let failure = failure(launcher.execute(launch.clone()).await);
         assert_eq!(failure.exit_code, exit_code, "{name}: {}", failure.message);
-        assert!(failure.message.contains(message) && !failure.message.contains("worker.py"), "{name}: {}", failure.message);
+        assert!(
+            failure.message.contains(message) && !failure.message.contains("worker.py"),
+            "{name}: {}",
+            failure.message
+        );
         assert!(log_of(&launcher, &launch).await.len() as u64 <= LOG_LIMIT, "{name}");
         let next = python(&format!("check-{name}"), &check);
         succeeded(launcher.execute(next.clone()).await);
@@ -333,7 +336,8 @@ async fn steps_do_not_affect_later_ones(folder: TempDir) {
 
 async fn variables_read_at_start_need_a_new_interpreter(folder: TempDir) {
     let launcher = launcher(folder.path());
-    let mut launch = python("seeded", "import os, sys\nprint('seed', sys.flags.hash_randomization, os.environ['PYTHONHASHSEED'])");
+    let mut launch =
+        python("seeded", "import os, sys\nprint('seed', sys.flags.hash_randomization, os.environ['PYTHONHASHSEED'])");
     let variable = EnvVar { name: "PYTHONHASHSEED".into(), value: "0".into() };
     container_of(&mut launch).env.push(variable);
     succeeded(launcher.execute(launch.clone()).await);
@@ -431,7 +435,11 @@ async fn failed_installation_is_the_reason(folder: TempDir) {
     let launcher = LocalLauncher::new(settings);
     let launch = function("trains", "'/missing/x-1.0-py3-none-any.whl'", "()", "pass");
     let failure = failure(launcher.execute(launch.clone()).await);
-    assert!(failure.message.contains("/missing/x-1.0") && failure.message.contains("task 'trains'"), "{}", failure.message);
+    assert!(
+        failure.message.contains("/missing/x-1.0") && failure.message.contains("task 'trains'"),
+        "{}",
+        failure.message
+    );
     assert!(!failure.is_permanent && log_of(&launcher, &launch).await.contains("/missing/x-1.0"));
 }
 
