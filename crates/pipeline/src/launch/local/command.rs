@@ -77,9 +77,8 @@ fn unwrap_installs(words: &[String]) -> Option<Vec<Vec<String>>> {
 fn is_preparation(words: &[Word]) -> bool {
     let texts: Vec<&str> = words.iter().map(|w| w.text.as_str()).collect();
     match texts.as_slice() {
-        ["if", "!", "[", "-x", ..] | ["fi"] | ["export", _] | [".", _] => true,
-        ["then", "python3" | "python", "-m", "ensurepip", ..] => true,
-        ["python3" | "python", "-m", "venv", ..] => true,
+        ["if", "!", "[", "-x", ..] | ["then"] | ["fi"] | ["export", _] | [".", _] => true,
+        ["python3" | "python", "-m", "ensurepip" | "venv", ..] => true,
         [assignment] => assignment.starts_with("tmp="),
         _ => false,
     }
