@@ -9,7 +9,7 @@
 
 use std::path::{Path, PathBuf};
 
-use slipway_core::{files, hex};
+use slipway_core::hex;
 
 use crate::launch::AttemptId;
 use crate::model::{Artifact, Launch};
@@ -55,6 +55,14 @@ impl Attempt {
         self.folder.join(name)
     }
 
+    /// Writes a file atomically, without flushing it to disk: the processes of an attempt do not survive a power failure either, and
+    /// flushing takes longer than a step.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+        let temporary = self.path(&format!("{name}.new"));
+        std::fs::write(&temporary, bytes)?;
+        std::fs::rename(temporary, self.path(name))
+    }
+
     /// Where the inputs and outputs are: as recorded by the first call for this attempt.
     ///
     /// # Errors
@@ -66,14 +74,14 @@ impl Attempt {
         }
         let paths = self.new_paths(launch, artifacts)?;
         let io = |error: std::io::Error| format!("creating the folders of the attempt: {error}");
-        for folder in ["work", "tmp", "packages", "outputs"] {
+        for folder in ["work", "tmp", "packages", "outputs", "program"] {
             std::fs::create_dir_all(self.path(folder)).map_err(io)?;
         }
         for folder in [Path::new(&paths.executor_output).parent(), paths.workspace.as_deref().map(Path::new)] {
             folder.map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
         }
         let text = serde_json::to_vec(&paths).map_err(|error| error.to_string())?;
-        files::replace(&file, &text).map_err(io)?;
+        self.write("launch.json", &text).map_err(io)?;
         Ok(paths)
     }
 
@@ -82,10 +90,7 @@ impl Attempt {
         let run = &launch.run;
         let task = artifacts.join(file_name(&run.pipeline_name)).join(file_name(&run.run_id));
         let outputs = task.join(file_name(&launch.path.0)).join(uuid::Uuid::new_v4().to_string());
-        let mut paths = Paths {
-            executor_output: text(outputs.join("executor_output.json"))?,
-            ..Paths::default()
-        };
+        let mut paths = Paths { executor_output: text(outputs.join("executor_output.json"))?, ..Paths::default() };
         if let Some(run) = self.folder.ancestors().nth(2) {
             paths.workspace = Some(text(run.join("workspace"))?);
         }
@@ -147,8 +152,7 @@ mod tests {
             id("r", &long, 1),
             id("r", &format!("{long}y"), 1),
         ];
-        let folders: std::collections::BTreeSet<PathBuf> =
-            ids.iter().map(|id| Attempt::new(root, id).folder).collect();
+        let folders: std::collections::BTreeSet<PathBuf> = ids.iter().map(|id| Attempt::new(root, id).folder).collect();
         assert_eq!(folders.len(), ids.len());
         for folder in folders {
             assert!(folder.components().count() == 5 && !folder.to_string_lossy().contains(".."), "{folder:?}");

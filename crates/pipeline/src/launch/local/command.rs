@@ -77,9 +77,8 @@ fn unwrap_installs(words: &[String]) -> Option<Vec<Vec<String>>> {
 fn is_preparation(words: &[Word]) -> bool {
     let texts: Vec<&str> = words.iter().map(|w| w.text.as_str()).collect();
     match texts.as_slice() {
-        ["if", "!", "[", "-x", ..] | ["fi"] | ["export", _] | [".", _] => true,
-        ["then", "python3" | "python", "-m", "ensurepip", ..] => true,
-        ["python3" | "python", "-m", "venv", ..] => true,
+        ["if", "!", "[", "-x", ..] | ["then"] | ["fi"] | ["export", _] | [".", _] => true,
+        ["python3" | "python", "-m", "ensurepip" | "venv", ..] => true,
         [assignment] => assignment.starts_with("tmp="),
         _ => false,
     }
@@ -104,9 +103,8 @@ fn pip_install(words: &[Word]) -> Option<Vec<String>> {
 }
 
 fn is_assignment(text: &str) -> bool {
-    text.split_once('=').is_some_and(|(name, _)| {
-        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    })
+    text.split_once('=')
+        .is_some_and(|(name, _)| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -247,8 +245,7 @@ mod tests {
             "typing-extensions>=3.7.4,<5; python_version<\"3.9\"",
         ];
         assert_eq!(command.installs, vec![words(&["scikit-learn"]), words(&kfp)]);
-        let expected =
-            Program::Lightweight { code: "code".into(), arguments: words(&["--executor_input", "{}"]) };
+        let expected = Program::Lightweight { code: "code".into(), arguments: words(&["--executor_input", "{}"]) };
         assert_eq!(command.program, expected);
     }
 

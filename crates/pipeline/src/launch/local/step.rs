@@ -5,9 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use slipway_core::files;
 use slipway_exec::local::{descriptors, supervisor};
-use slipway_exec::manifest::EnvVar;
 
 use super::attempt::Attempt;
 use super::command::{Command, Program};
@@ -16,13 +14,14 @@ use super::images::{self, Container, Place};
 use super::interpreter::version_of_image;
 use super::{Inner, permanent, programs, variables, volumes, workers};
 use crate::executor_input::executor_input;
-use crate::ir::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
 use crate::model::{Failure, Launch, Outputs};
-use crate::placeholder::{Paths, container_command, resolve_parameters};
+use crate::placeholder::{Paths, container_command};
 use crate::platform::{PodSettings, pod_settings};
 
 /// The module that executes lightweight Python components.
 const EXECUTOR_MODULE: &str = "kfp.dsl.executor_main";
+/// The file with the code of a lightweight component. Its name is the name of the component's module.
+const COMPONENT_FILE: &str = "program/ephemeral_component.py";
 /// The prefix of a requirement on the SDK.
 const SDK: &str = "kfp";
 
@@ -53,24 +52,22 @@ enum Start {
 impl Inner {
     /// Finds out how an attempt is started, and creates what it needs: files, folders, and its environment.
     pub(super) async fn prepare(&self, launch: &Launch, attempt: &Attempt, paths: &Paths) -> Result<Prepared, Failure> {
-        let Some(Spec::Container(container)) = &launch.executor.spec else {
-            return Err(permanent(format!("task '{}' has no container", launch.path)));
-        };
-        let image = resolve_parameters(&container.image, &launch.inputs).map_err(permanent)?;
+        let pod = pod_settings(launch).map_err(permanent)?;
+        let image = pod.spec.image.clone().unwrap_or_default();
         let claims = self.settings.volumes.join(super::attempt::file_name(&launch.run.namespace));
         if let Some(done) = volumes::execute(&image, launch, &claims) {
             return done.map(Prepared::Done);
         }
-        let pod = pod_settings(launch).map_err(permanent)?;
+        if let Some(container) = pod.init_containers.first() {
+            let name = &container["name"];
+            return Err(permanent(format!(
+                "task '{}' has the init container {name}, which needs a cluster",
+                launch.path
+            )));
+        }
         let input = serde_json::to_string(&executor_input(launch, paths)).map_err(|e| permanent(e.to_string()))?;
         let (command, args) = container_command(launch, paths, &input).map_err(permanent)?;
-        let declared = container.env.iter().map(|variable| EnvVar {
-            name: variable.name.clone(),
-            value: Some(variable.value.clone()),
-            value_from: None,
-        });
-        let declared: Vec<EnvVar> = declared.collect();
-        let requested = variables::requested(launch, &declared, &pod, &self.settings.secrets).map_err(permanent)?;
+        let requested = variables::requested(launch, &pod, &self.settings.secrets).map_err(permanent)?;
         let folders = volumes::Folders { claims, secrets: &self.settings.secrets, attempt: attempt.path("volumes") };
         let mounts = volumes::mounts(&pod.spec, &folders).map_err(permanent)?;
         let words: Vec<String> = command.iter().chain(&args).cloned().collect();
@@ -89,7 +86,12 @@ impl Inner {
                     folder: &attempt.path("work"),
                 };
                 let words = std::iter::once(engine.display().to_string()).chain(container.arguments()).collect();
-                return Ok(Prepared::Step(self.step(Start::Program { words, _environment: None }, &requested, &pod, attempt)));
+                return Ok(Prepared::Step(self.step(
+                    Start::Program { words, _environment: None },
+                    &requested,
+                    &pod,
+                    attempt,
+                )));
             }
             Some(Place::Environment(folder)) => Some(folder),
             Some(Place::Machine) => None,
@@ -127,7 +129,8 @@ impl Inner {
         let environment = if needs_environment {
             let request = Request { version: version_of_image(image), base: base.clone(), installs };
             let created = self.environments.get(&request).await;
-            let failed = |reason| Failure { message: format!("task '{}': {reason}", launch.path), ..Failure::default() };
+            let failed =
+                |reason| Failure { message: format!("task '{}': {reason}", launch.path), ..Failure::default() };
             Some(created.map_err(failed)?)
         } else {
             None
@@ -136,8 +139,9 @@ impl Inner {
         let mut words = match program {
             Program::Words(words) => words,
             Program::Lightweight { code, arguments } => {
-                let file = attempt.path("program/ephemeral_component.py");
-                files::replace(&file, code.as_bytes()).map_err(|error| permanent(format!("writing the component: {error}")))?;
+                let file = attempt.path(COMPONENT_FILE);
+                let written = attempt.write(COMPONENT_FILE, code.as_bytes());
+                written.map_err(|error| permanent(format!("writing the component: {error}")))?;
                 let module = ["--component_module_path".to_owned(), file.display().to_string()];
                 let arguments: Vec<String> = module.into_iter().chain(arguments).collect();
                 let is_warm = mounts.is_empty() && !requested.keys().any(|name| variables::is_read_at_start(name));
@@ -150,7 +154,8 @@ impl Inner {
                 python.into_iter().chain(arguments).collect()
             }
         };
-        let mut step = self.step(Start::Program { words: Vec::new(), _environment: environment }, requested, pod, attempt);
+        let mut step =
+            self.step(Start::Program { words: Vec::new(), _environment: environment }, requested, pod, attempt);
         if let Some(programs) = programs {
             step.variables =
                 variables::all(&self.inherited, &self.settings.variables, requested, Some(&programs), attempt);
@@ -163,7 +168,10 @@ impl Inner {
             )));
         }
         words = volumes::wrapped(mounts, words).ok_or_else(|| {
-            permanent(format!("task '{}' mounts volumes, which needs bubblewrap (bwrap) or a container engine", launch.path))
+            permanent(format!(
+                "task '{}' mounts volumes, which needs bubblewrap (bwrap) or a container engine",
+                launch.path
+            ))
         })?;
         if let Start::Program { words: program, .. } = &mut step.start {
             *program = words;
@@ -219,9 +227,10 @@ impl Inner {
                     ..supervisor::Task::default()
                 };
                 let text = serde_json::to_vec(&task).map_err(|error| failed(error.to_string()))?;
-                let written = files::replace(&attempt.path("task.json"), &text);
+                let written = attempt.write("task.json", &text);
                 written.map_err(|error| failed(format!("writing the attempt: {error}")))?;
-                let variables = step.variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+                let variables =
+                    step.variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
                 let started = supervisor::spawn(&self.settings.program, &attempt.folder, variables.collect());
                 started.map_err(|error| failed(error.to_string()))
             }

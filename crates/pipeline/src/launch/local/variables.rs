@@ -6,7 +6,6 @@ use std::path::Path;
 
 use serde_json::Value;
 use slipway_exec::local::environment;
-use slipway_exec::manifest::EnvVar;
 
 use super::attempt::Attempt;
 use crate::model::Launch;
@@ -43,12 +42,11 @@ pub(super) fn is_read_at_start(name: &str) -> bool {
 /// A secret is missing, or a source needs a cluster.
 pub(super) fn requested(
     launch: &Launch,
-    declared: &[EnvVar],
     pod: &PodSettings,
     secrets: &Path,
 ) -> Result<BTreeMap<String, String>, String> {
     let mut variables = BTreeMap::new();
-    for variable in declared.iter().chain(&pod.spec.env) {
+    for variable in &pod.spec.env {
         let value = match &variable.value_from {
             None => Some(variable.value.clone().unwrap_or_default()),
             Some(source) => value_from(source, launch, pod, secrets)

@@ -9,6 +9,7 @@ supervisor is alive, the creation of `started` claims the start, `process.json` 
 Standard library only, and Python 3.7 or later.
 """
 
+import atexit
 import ctypes
 import fcntl
 import gc
@@ -20,6 +21,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 
 MAX_REQUEST_BYTES = 64 << 20
@@ -157,14 +159,37 @@ def execute(request, log):
     if "numpy" in sys.modules:  # otherwise all steps would draw the same random numbers
         sys.modules["numpy"].random.seed()
     sys.argv = [request["module"]] + request["arguments"]
-    gc.unfreeze()
+    code = 0
     try:
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
-    except Exception as error:
-        # Without the frames of this file, the traceback is that of a new interpreter.
-        sys.excepthook(type(error), error, error.__traceback__.tb_next)
-        sys.exit(1)
-    sys.exit(0)
+    except SystemExit as exit:
+        code = exit.code
+        if code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException as error:
+        # Without the frame of this file, the traceback is that of a new interpreter.
+        error.with_traceback(error.__traceback__.tb_next)
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    finish(code or 0, request["attempt"])
+
+
+def finish(code, attempt):
+    """Ends the program as an interpreter does, but leaves the memory that it shares with the worker alone, which would be copied."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    # Files that the component left open are written when their objects are deleted.
+    for module in list(sys.modules.values()):
+        if str(getattr(module, "__file__", "")).startswith(attempt):
+            vars(module).clear()
+    gc.collect()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(code & 0xFF)
 
 
 def wait(pid, log, request):

@@ -26,10 +26,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval of the attempts to lock a worker that ends.
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
-/// Modules that a worker imports, if they are there. Those of `kfp` are what `kfp.dsl.executor_main` imports; the others take long, and
-/// none of them keeps threads or connections that a fork would break.
-const MODULES: &[&str] = &["kfp.dsl.executor", "kfp.dsl.kfp_config", "kfp.dsl.utils", "argparse", "logging"];
-/// Packages that are imported only if they are in the environment.
+/// Modules that a worker imports: those that `kfp.dsl.executor_main` imports.
+const MODULES: &[&str] =
+    &["kfp.dsl.executor", "kfp.dsl.kfp_config", "kfp.dsl.utils", "argparse", "logging", "shutil", "tempfile"];
+/// Packages that a worker imports if they are in the environment, and the module of each. Their imports take long, and none of them keeps
+/// threads or connections that a fork would break.
 const PACKAGES: &[(&str, &str)] = &[("numpy", "numpy"), ("pandas", "pandas"), ("sklearn", "sklearn.base")];
 
 static NAME: LazyLock<String> = LazyLock::new(|| {
@@ -62,9 +63,7 @@ pub(super) struct Request {
 pub(super) fn has_worker(environment: &Path) -> bool {
     let entries = std::fs::read_dir(environment).into_iter().flatten().flatten();
     let mut locks = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "lock"));
-    locks.any(|path| {
-        File::open(path).is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
-    })
+    locks.any(|path| File::open(path).is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err()))
 }
 
 /// Has a step executed by the worker of an environment, which is started if it does not run. Returns when the step has ended, or was not
