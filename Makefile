@@ -163,7 +163,14 @@ $(PEERS)/dvc/.ready: conformance/dvc/requirements.txt
 	$(PEERS)/dvc/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-conformance-dvc: binary $(if $(LIVE),$(PEERS)/dvc/.ready)
+# DVC with its plugins for Azure and Google, which bring many packages.
+$(PEERS)/dvc-clouds/.ready: conformance/dvc/requirements-clouds.txt
+	@echo "installing DVC with its plugins for Azure and Google into $(PEERS)/dvc-clouds"
+	python3 -m venv $(PEERS)/dvc-clouds
+	$(PEERS)/dvc-clouds/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+conformance-dvc: binary $(if $(LIVE),$(PEERS)/dvc/.ready $(PEERS)/dvc-clouds/.ready)
 	python3 conformance/dvc/run.py --slipway $(SLIPWAY) $(if $(LIVE),--dvc $(PEERS)/dvc/bin/dvc) $(call junit,dvc)
 	python3 conformance/dvc/remotes.py --slipway $(SLIPWAY) $(if $(LIVE),--dvc $(PEERS)/dvc/bin/dvc) $(call junit,dvc-remotes)
 

@@ -7,6 +7,13 @@
 Each command runs once with each program, on the same data in a fresh project. Prints seconds, seconds of all cores, the peak memory, and
 ratios: to the program of the system that does the least such a command must do, run directly before it (`cp -r` of the same tree, `md5sum`
 of it), and to DVC. `--million` measures memory and status with 1,000,000 files. `--folder` chooses the file system.
+
+Where the limits lie, profiled with `perf` on tmpfs: `add` of many small files spends four fifths of its time in the kernel. Creating, writing and
+closing an object takes 25 to 30 % of the total, renaming it 19 % (the first two lines of the output measure just these; an unnamed file that is
+linked at the end costs as much), opening, reading and closing the source 17 %, and the look-ups of source and object 13 %. MD5 of 1 KiB is below
+5 %. `status` has two look-ups for each file, in the workspace and in the cache: as in DVC, an object that is not read-only is not trusted. With
+100,000 files, a look-up takes 2.5 us even from an open folder, mostly misses of the processor's caches. A large file is bound by MD5 on one core;
+reading and writing are done by another one.
 """
 
 import argparse

@@ -5,26 +5,29 @@
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{Read, Seek, Write};
+use std::io::{BufReader, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use md5::{Digest as _, Md5};
-use rustix::fs::OFlags;
+use rayon::prelude::*;
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::config::LinkType;
 use crate::error::DataError;
-use crate::hash::{Hasher, fill, hash_file, with_buffer};
+use crate::hash::{Hasher, fill, hash_file, hash_rest, with_buffer};
 use crate::incoming::{Incoming, OBJECT_MODE, TEMPORARY, Temporary, copy};
-use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of};
+use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of, read_digests};
 use crate::model::{Digest, HashName};
-use crate::staging::{Staging, new_file};
+use crate::staging::{Staging, new_file, settle};
 use crate::stat::Stat;
 use crate::walk::{open, read_folder};
 
 /// Files up to this size are read at once; larger ones are hashed by one thread and written by another.
 const SMALL_BYTES: u64 = 1 << 20;
+/// Bytes of a manifest that are read at once.
+const READ_BYTES: usize = 64 << 10;
 
 /// The objects below a folder.
 #[derive(Debug)]
@@ -82,7 +85,7 @@ impl Cache {
     pub fn contains(&self, digest: &Digest) -> Result<bool, DataError> {
         let path = self.path(digest);
         let Some(stat) = Stat::of_path(&path).map_err(DataError::io(&path))? else { return Ok(false) };
-        if stat.mode & 0o7777 == OBJECT_MODE {
+        if is_protected(&stat) {
             return Ok(true);
         }
         if hash_file(&path, self.hash)? == digest.md5 {
@@ -91,6 +94,51 @@ impl Cache {
         }
         std::fs::remove_file(&path).map_err(DataError::io(&path))?;
         Ok(false)
+    }
+
+    /// Which of many objects exist, like [`Self::contains`], in their order. Each folder of the cache is opened once, since the resolution of a
+    /// path takes as long as the rest of a look-up.
+    ///
+    /// # Errors
+    /// If the cache cannot be read.
+    pub fn contains_all(&self, digests: &[Digest]) -> Result<Vec<bool>, DataError> {
+        let mut shards = vec![Vec::new(); self.shards.len()];
+        for (i, digest) in digests.iter().enumerate() {
+            shards[usize::from(digest.md5[0])].push(i);
+        }
+        let found: Vec<Vec<usize>> =
+            shards.into_par_iter().map(|numbers| self.existing_in_shard(digests, numbers)).collect::<Result<_, _>>()?;
+        let mut existing = vec![false; digests.len()];
+        found.into_iter().flatten().for_each(|i| existing[i] = true);
+        Ok(existing)
+    }
+
+    /// The numbers of the digests whose objects exist. All are in the same folder.
+    fn existing_in_shard(&self, digests: &[Digest], mut numbers: Vec<usize>) -> Result<Vec<usize>, DataError> {
+        let Some(first) = numbers.first() else { return Ok(numbers) };
+        let folder = self.root.join(digests[*first].object_name().0);
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let opened = match rustix::fs::open(&folder, flags, Mode::empty()) {
+            Ok(opened) => opened,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(Vec::new()),
+            Err(error) => return Err(DataError::io(&folder)(error.into())),
+        };
+        let mut outcome = Ok(());
+        numbers.retain(|i| {
+            let digest = &digests[*i];
+            let stat = Stat::at(&opened, &digest.to_string()[2..], AtFlags::empty()).map_err(DataError::io(&folder));
+            let exists = match stat {
+                Ok(None) => Ok(false),
+                Ok(Some(stat)) if is_protected(&stat) => Ok(true),
+                Ok(Some(_)) => self.contains(digest),
+                Err(error) => Err(error),
+            };
+            exists.unwrap_or_else(|error| {
+                outcome = Err(error);
+                false
+            })
+        });
+        outcome.map(|()| numbers)
     }
 
     /// Verifies the content of an object.
@@ -150,16 +198,21 @@ impl Cache {
     /// If it cannot be read or understood.
     pub fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>, DataError> {
         let path = self.path(digest);
-        match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > MAX_MANIFEST_BYTES => {
-                return Err(DataError::file(&path, 0, "it is too large for a manifest"));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(DataError::io(&path)(error)),
-        }
-        let bytes = std::fs::read(&path).map_err(DataError::io(&path))?;
+        let Some(mut file) = open_manifest(&path)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(DataError::io(&path))?;
         Manifest::parse(&bytes).map(Some).map_err(|reason| DataError::file(&path, 0, reason))
+    }
+
+    /// Reads the digests of the files in a manifest, which takes much less memory than [`Self::manifest`]; `None` if it is not in the cache.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    pub(crate) fn digests_in(&self, digest: &Digest) -> Result<Option<Vec<Digest>>, DataError> {
+        let path = self.path(digest);
+        let Some(file) = open_manifest(&path)? else { return Ok(None) };
+        let file = BufReader::with_capacity(READ_BYTES, file);
+        read_digests(file).map(Some).map_err(|reason| DataError::file(&path, 0, reason))
     }
 
     /// Reads the beginning of an object: at most `limit` bytes, and one more if the object has more; `None` if the cache lacks it. A link that
@@ -222,7 +275,7 @@ impl Cache {
         let md5 = if self.reflink(&file, temporary.file()) {
             hash_file(temporary.path(), HashName::Md5)?
         } else {
-            copy_and_hash(&mut file, temporary.file()).map_err(DataError::io(source))?
+            copy_and_hash(&mut file, temporary.file(), HashName::Md5).map_err(DataError::io(source))?
         };
         let digest = Digest::of_file(md5);
         if !self.contains(&digest)? {
@@ -273,14 +326,17 @@ impl Cache {
             let linked = match link {
                 LinkType::Reflink if self.lacks_reflinks.load(Ordering::Relaxed) => continue,
                 LinkType::Reflink => create(&|path| {
-                    let source = File::open(&object)?;
-                    if self.reflink(&source, &new_file(path)?) {
-                        Ok(())
+                    let (source, file) = (File::open(&object)?, new_file(path)?);
+                    if self.reflink(&source, &file) {
+                        settle(&file)
                     } else {
                         Err(std::io::ErrorKind::Unsupported.into())
                     }
                 }),
-                LinkType::Copy => create(&|path| copy(&object, &new_file(path)?)),
+                LinkType::Copy => create(&|path| {
+                    let file = new_file(path)?;
+                    copy(&object, &file).and_then(|()| settle(&file))
+                }),
                 // Renaming one name of a file to another one of it would do nothing.
                 LinkType::Hardlink if is_same_file(&object, target) => Ok(()),
                 LinkType::Hardlink => create(&|path| {
@@ -435,11 +491,11 @@ impl Cache {
     /// Copies a large object, and returns the same.
     fn copy_large(&self, file: &mut File, to: &Temporary, digest: &Digest, verify: bool) -> std::io::Result<bool> {
         file.rewind()?;
-        if verify && self.hash == HashName::Md5 {
-            return Ok(copy_and_hash(file, to.file())? == digest.md5);
+        if verify {
+            return Ok(copy_and_hash(file, to.file(), self.hash)? == digest.md5);
         }
         std::io::copy(file, &mut to.file())?;
-        Ok(!verify || hash_file(to.path(), self.hash).map_err(std::io::Error::other)? == digest.md5)
+        Ok(true)
     }
 }
 
@@ -452,6 +508,31 @@ pub struct Listing {
     pub leftovers: Vec<PathBuf>,
 }
 
+/// Opens the object of a manifest; `None` if it does not exist.
+fn open_manifest(path: &Path) -> Result<Option<File>, DataError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(DataError::io(path)(error)),
+    };
+    if file.metadata().map_err(DataError::io(path))?.len() > MAX_MANIFEST_BYTES {
+        return Err(DataError::file(path, 0, "it is too large for a manifest"));
+    }
+    Ok(Some(file))
+}
+
+/// Whether an object is complete: DVC and slipway make it read-only when it is.
+fn is_protected(stat: &Stat) -> bool {
+    stat.mode & 0o7777 == OBJECT_MODE
+}
+
+/// Copies a file, and returns its digest.
+fn copy_and_hash(file: &mut File, target: &File, hash: HashName) -> std::io::Result<[u8; 16]> {
+    let mut hasher = Hasher::new(hash);
+    hash_rest(file, Some(target), &mut hasher)?;
+    Ok(hasher.finish())
+}
+
 /// Whether two paths name the same file.
 fn is_same_file(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()));
@@ -461,48 +542,4 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 /// Makes an object read-only. Best effort, as in DVC: it may belong to another user of a shared cache.
 fn protect(path: &Path) {
     let _ = std::fs::set_permissions(path, Permissions::from_mode(OBJECT_MODE));
-}
-
-/// Copies a file while another thread computes its MD5.
-fn copy_and_hash(file: &mut File, mut target: &File) -> std::io::Result<[u8; 16]> {
-    /// Number of buffers in flight.
-    const BUFFERS: usize = 4;
-    let (to_writer, from_reader) = std::sync::mpsc::sync_channel::<(Vec<u8>, usize)>(BUFFERS);
-    let (to_reader, from_writer) = std::sync::mpsc::channel::<Vec<u8>>();
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || {
-            for (buffer, length) in from_reader {
-                target.write_all(&buffer[..length])?;
-                let _ = to_reader.send(buffer); // The reader may have finished.
-            }
-            Ok::<_, std::io::Error>(())
-        });
-        let mut hasher = Md5::new();
-        let mut buffers = 0;
-        let read = loop {
-            let mut buffer = match from_writer.try_recv() {
-                Ok(buffer) => buffer,
-                Err(_) if buffers <= BUFFERS => {
-                    buffers += 1;
-                    vec![0; crate::hash::BUFFER_BYTES]
-                }
-                Err(_) => match from_writer.recv() {
-                    Ok(buffer) => buffer,
-                    Err(_) => break Ok(()), // The writer failed; its error is reported below.
-                },
-            };
-            let length = match fill(file, &mut buffer) {
-                Ok(length) => length,
-                Err(error) => break Err(error),
-            };
-            hasher.update(&buffer[..length]);
-            let last = length < buffer.len();
-            if to_writer.send((buffer, length)).is_err() || last {
-                break Ok(());
-            }
-        };
-        drop(to_writer);
-        let written = writer.join().unwrap_or_else(|_| Err(std::io::Error::other("the writing thread panicked")));
-        read.and(written).map(|()| hasher.finalize().into())
-    })
 }

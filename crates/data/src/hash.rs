@@ -1,7 +1,10 @@
-//! Digests of the content of files.
+//! Digests of the content of files. MD5 cannot be computed by more than one core, so for a large file a second thread takes everything else off
+//! that core: it reads, and writes the copy if there is to be one.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 
 use md5::{Digest as _, Md5};
 
@@ -11,6 +14,10 @@ use crate::walk::open;
 
 /// Bytes that are read at once.
 pub(crate) const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes of a piece. All pieces together fit into the processor cache that cores share.
+const PIECE_BYTES: usize = 256 << 10;
+/// Number of pieces on their way between the threads.
+const PIECES: usize = 4;
 /// Bytes at the start of a file that decide whether it is a text.
 const TEXT_BYTES: usize = 512;
 
@@ -63,16 +70,46 @@ impl Hasher {
 pub(crate) fn hash_file(path: &Path, name: HashName) -> Result<[u8; 16], DataError> {
     let mut file = open(path)?;
     let mut hasher = Hasher::new(name);
-    with_buffer(|buffer| {
-        loop {
-            let length = fill(&mut file, buffer).map_err(DataError::io(path))?;
-            hasher.update(&buffer[..length]);
-            if length < buffer.len() {
-                return Ok::<_, DataError>(());
-            }
-        }
-    })?;
+    let hashed = with_buffer(|buffer| {
+        let length = fill(&mut file, buffer)?;
+        hasher.update(&buffer[..length]);
+        if length == buffer.len() { hash_rest(&mut file, None, &mut hasher) } else { Ok(()) }
+    });
+    hashed.map_err(DataError::io(path))?;
     Ok(hasher.finish())
+}
+
+/// Adds the rest of a file to a digest, and appends it to `target` if there is one. What is written are the bytes that are hashed, also if the file
+/// changes in the meantime.
+///
+/// # Errors
+/// If the file cannot be read or the target cannot be written.
+pub(crate) fn hash_rest(file: &mut File, target: Option<&File>, hasher: &mut Hasher) -> std::io::Result<()> {
+    let (to_hasher, filled) = sync_channel::<(Vec<u8>, usize)>(PIECES);
+    let (to_reader, hashed) = sync_channel::<Vec<u8>>(PIECES);
+    for _ in 0..PIECES {
+        let _ = to_reader.send(vec![0; PIECE_BYTES]); // The receiver exists.
+    }
+    std::thread::scope(|scope| {
+        let transfer = scope.spawn(move || {
+            for mut piece in hashed {
+                let length = fill(file, &mut piece)?;
+                if let Some(mut target) = target {
+                    target.write_all(&piece[..length])?;
+                }
+                let is_last = length < piece.len();
+                if to_hasher.send((piece, length)).is_err() || is_last {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        for (piece, length) in filled {
+            hasher.update(&piece[..length]);
+            let _ = to_reader.send(piece); // After the last piece, the other thread has finished.
+        }
+        transfer.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that reads panicked")))
+    })
 }
 
 /// Reads until the buffer is full or the file ends.
@@ -123,6 +160,7 @@ fn update_with_unix_breaks(hasher: &mut Md5, chunk: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Seek;
 
     #[test]
     fn line_breaks_are_converted_in_texts_only() {
@@ -151,5 +189,48 @@ mod tests {
                 assert_eq!(hasher.finish(), expected, "{name:?} in chunks of {chunk}");
             }
         }
+    }
+
+    #[test]
+    fn the_copy_and_the_digest_are_those_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, target) = (folder.path().join("source"), folder.path().join("target"));
+        for length in [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, (2 * PIECES + 1) * PIECE_BYTES + 7] {
+            let content: Vec<u8> = (0..length).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
+            std::fs::write(&source, &content).unwrap();
+            let mut hasher = Hasher::new(HashName::Md5);
+            let mut file = File::open(&source).unwrap();
+            hash_rest(&mut file, Some(&File::create(&target).unwrap()), &mut hasher).unwrap();
+            assert!(std::fs::read(&target).unwrap() == content, "{length}");
+            let mut expected = Hasher::new(HashName::Md5);
+            expected.update(&content);
+            let md5 = hasher.finish();
+            assert_eq!((md5, hash_file(&source, HashName::Md5).unwrap()), (expected.finish(), md5), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_digest_continues_where_the_file_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, vec![b'x'; 3 * PIECE_BYTES]).unwrap();
+        let mut file = File::open(&path).unwrap();
+        let mut start = vec![0; 1000];
+        file.read_exact(&mut start).unwrap();
+        let mut hasher = Hasher::new(HashName::Md5);
+        hasher.update(&start);
+        hash_rest(&mut file, None, &mut hasher).unwrap();
+        assert_eq!(hasher.finish(), hash_file(&path, HashName::Md5).unwrap());
+        assert_eq!(file.stream_position().unwrap(), 3 * PIECE_BYTES as u64);
+    }
+
+    #[test]
+    fn a_failed_copy_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, vec![b'x'; 20 * PIECE_BYTES]).unwrap();
+        let read_only = File::open(&path).unwrap();
+        let mut hasher = Hasher::new(HashName::Md5);
+        assert!(hash_rest(&mut File::open(&path).unwrap(), Some(&read_only), &mut hasher).is_err());
     }
 }

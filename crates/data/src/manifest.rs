@@ -2,7 +2,10 @@
 //!
 //! The bytes are those of Python's `json.dumps(list, sort_keys=True)`: a space after commas and colons, ASCII only, the entries sorted by path.
 
+use std::io::Read;
+
 use md5::{Digest as _, Md5};
+use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 
 use crate::json;
 use crate::model::Digest;
@@ -63,25 +66,12 @@ impl Manifest {
     }
 
     /// Passes the bytes of the manifest's object on in pieces, since all of them may be many.
-    fn write(&self, mut sink: impl FnMut(&[u8])) {
-        let mut piece = Vec::with_capacity(2 * PIECE_BYTES);
-        piece.push(b'[');
-        for (i, entry) in self.entries.iter().enumerate() {
-            if i > 0 {
-                piece.extend_from_slice(b", ");
-            }
-            piece.extend_from_slice(b"{\"md5\": \"");
-            piece.extend_from_slice(entry.digest.to_string().as_bytes());
-            piece.extend_from_slice(b"\", \"relpath\": ");
-            json::write_string(&mut piece, &entry.path);
-            piece.push(b'}');
-            if piece.len() >= PIECE_BYTES {
-                sink(&piece);
-                piece.clear();
-            }
+    fn write(&self, sink: impl FnMut(&[u8])) {
+        let mut writer = Writer::new(sink);
+        for entry in &self.entries {
+            writer.add(&entry.path, &entry.digest.md5);
         }
-        piece.push(b']');
-        sink(&piece);
+        writer.finish();
     }
 
     /// Reads the bytes of a manifest's object. Other fields of an entry are ignored, as are duplicates of a path.
@@ -89,15 +79,79 @@ impl Manifest {
     /// # Errors
     /// What is wrong with it. A path that leaves the folder is rejected, so that a manifest from a remote cannot write elsewhere.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let entries = serde_json::from_slice::<RawEntries>(bytes).map_err(|error| error.to_string())?.0;
+        let mut entries = Vec::new();
+        let mut reader = serde_json::Deserializer::from_slice(bytes);
+        let read = Files(|entry: Entry| entries.push(entry)).deserialize(&mut reader).and_then(|()| reader.end());
+        read.map_err(|error| error.to_string())?;
         let mut manifest = Self::new(entries);
         manifest.entries.dedup_by(|a, b| a.path == b.path);
         Ok(manifest)
     }
 }
 
-/// The entries in their written order. They are checked one by one, so that a large manifest is not in memory twice.
-struct RawEntries(Vec<Entry>);
+/// The bytes of a manifest's object, passed on in pieces while its files are added in the order of their paths.
+struct Writer<S> {
+    sink: S,
+    piece: Vec<u8>,
+    is_empty: bool,
+}
+
+impl<S: FnMut(&[u8])> Writer<S> {
+    fn new(sink: S) -> Self {
+        let mut piece = Vec::with_capacity(2 * PIECE_BYTES);
+        piece.push(b'[');
+        Self { sink, piece, is_empty: true }
+    }
+
+    fn add(&mut self, path: &str, md5: &[u8; 16]) {
+        if !self.is_empty {
+            self.piece.extend_from_slice(b", ");
+        }
+        self.is_empty = false;
+        self.piece.extend_from_slice(b"{\"md5\": \"");
+        self.piece.extend_from_slice(&Digest::of_file(*md5).hex());
+        self.piece.extend_from_slice(b"\", \"relpath\": ");
+        json::write_string(&mut self.piece, path);
+        self.piece.push(b'}');
+        if self.piece.len() >= PIECE_BYTES {
+            (self.sink)(&self.piece);
+            self.piece.clear();
+        }
+    }
+
+    fn finish(mut self) {
+        self.piece.push(b']');
+        (self.sink)(&self.piece);
+    }
+}
+
+/// The digest of a folder with these files, in the order of their paths. Each is the path of its folder, which is empty or ends with `/`, its
+/// name and its MD5.
+pub(crate) fn digest_of_files<'a>(files: impl Iterator<Item = (&'a str, &'a str, [u8; 16])>) -> Digest {
+    let mut hasher = Md5::new();
+    let mut writer = Writer::new(|bytes: &[u8]| hasher.update(bytes));
+    let mut path = String::new();
+    for (folder, name, md5) in files {
+        path.clear();
+        path.push_str(folder);
+        path.push_str(name);
+        writer.add(&path, &md5);
+    }
+    writer.finish();
+    Digest { md5: hasher.finalize().into(), is_dir: true }
+}
+
+/// The digests of the files in a manifest's object, which is read in pieces: it may be larger than the memory that is worth it.
+///
+/// # Errors
+/// As [`Manifest::parse`].
+pub(crate) fn read_digests(object: impl Read) -> Result<Vec<Digest>, String> {
+    let mut digests = Vec::new();
+    let mut reader = serde_json::Deserializer::from_reader(object);
+    let read = Files(|entry: Entry| digests.push(entry.digest)).deserialize(&mut reader).and_then(|()| reader.end());
+    read.map_err(|error| error.to_string())?;
+    Ok(digests)
+}
 
 #[derive(serde::Deserialize)]
 struct RawEntry<'a> {
@@ -120,25 +174,30 @@ impl RawEntry<'_> {
     }
 }
 
-impl<'de> serde::Deserialize<'de> for RawEntries {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> serde::de::Visitor<'de> for List {
-            type Value = RawEntries;
+/// Passes the files of a manifest's object on in their written order. They are checked one by one, so that a large manifest is not in memory
+/// twice.
+struct Files<F>(F);
 
-            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                out.write_str("a list of files")
-            }
+impl<'de, F: FnMut(Entry)> DeserializeSeed<'de> for Files<F> {
+    type Value = ();
 
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<RawEntries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = list.next_element::<RawEntry<'_>>()? {
-                    entries.push(entry.check().map_err(serde::de::Error::custom)?);
-                }
-                Ok(RawEntries(entries))
-            }
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de, F: FnMut(Entry)> Visitor<'de> for Files<F> {
+    type Value = ();
+
+    fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("a list of files")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        while let Some(entry) = list.next_element::<RawEntry<'_>>()? {
+            (self.0)(entry.check().map_err(serde::de::Error::custom)?);
         }
-        deserializer.deserialize_seq(List)
+        Ok(())
     }
 }
 
@@ -164,6 +223,10 @@ mod tests {
         let text = r#"[{"md5": "60b725f10c9c85c70d97880dfe8191b3", "relpath": "a"}, {"md5": "3b5d5c3712955042212316173ccf37be", "relpath": "sub/b"}]"#;
         assert_eq!(String::from_utf8(manifest.to_bytes()).unwrap(), text);
         assert_eq!(manifest.digest().to_string(), "8b3662b0d460701f7734cdf533c5aa85.dir");
+        let files = [("", "a", manifest.entries[0].digest.md5), ("sub/", "b", manifest.entries[1].digest.md5)];
+        assert_eq!(digest_of_files(files.into_iter()), manifest.digest());
+        let digests = manifest.entries.iter().map(|entry| entry.digest).collect();
+        assert_eq!(read_digests(text.as_bytes()), Ok(digests));
         assert_eq!(Manifest::parse(text.as_bytes()), Ok(manifest));
     }
 
@@ -177,7 +240,7 @@ mod tests {
             assert_eq!(Manifest::parse(&bytes), Ok(manifest));
         }
         for text in ["", "{}", "[1]", "[{}]", "[", "[] []", r#"[{"md5": "x", "relpath": "a"}]"#] {
-            assert!(Manifest::parse(text.as_bytes()).is_err(), "{text}");
+            assert!(Manifest::parse(text.as_bytes()).is_err() && read_digests(text.as_bytes()).is_err(), "{text}");
         }
     }
 

@@ -35,6 +35,17 @@ impl Digest {
         Self { md5, is_dir: false }
     }
 
+    /// The hexadecimal digits of the MD5.
+    pub(crate) fn hex(&self) -> [u8; 32] {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut hex = [0; 32];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.md5) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        hex
+    }
+
     /// The name of the object in a cache or remote: the folder of two digits, and the file in it.
     pub fn object_name(&self) -> (String, String) {
         let text = self.to_string();
@@ -44,13 +55,7 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = [0; 32];
-        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.md5) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 15)];
-        }
-        f.write_str(std::str::from_utf8(&hex).unwrap_or_default())?;
+        f.write_str(std::str::from_utf8(&self.hex()).unwrap_or_default())?;
         f.write_str(if self.is_dir { DIR_SUFFIX } else { "" })
     }
 }

@@ -55,7 +55,7 @@ fn other_parsers_never_panic() {
     feed(&["{\"write\": {\"/p\": {\"pid\": 1, \"cmd\": \"x\"}}, \"read\": {}}"], |text| {
         drop(lock::parse_rwlock(text.as_bytes()));
     });
-    feed(&["slipway-digests2"], |text| drop(crate::state::parse(text.as_bytes())));
+    feed(&["slipway-digests3"], |text| drop(crate::state::parse(text.as_bytes(), 0)));
 }
 
 const PIPELINE: &str = "vars:\n- a: &x 1\n- other.json:k\nstages:\n  train:\n    foreach: {p: [1, two], q: '${list}'}\n    do:\n      cmd: run ${item[0]} ${key} ${d} \\${e}\n      params: [a, f.toml:, g.py: [k]]\n      wdir: sub\n      outs:\n      - m: {cache: false, persist: true}\n  grid:\n    matrix: {a: [1, *x], b: '${list}'}\n    cmd: x ${item.a}\nplots: [p: {x: a}]\n";

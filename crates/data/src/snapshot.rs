@@ -10,11 +10,11 @@ use crate::cache::Cache;
 use crate::error::DataError;
 use crate::hash::hash_file;
 use crate::ignore::Rules;
-use crate::manifest::{Entry, Manifest};
+use crate::manifest::{Entry, Manifest, digest_of_files};
 use crate::model::{Digest, HashName, Meta};
 use crate::stat::{Kind, Stat};
 use crate::state::State;
-use crate::walk::{FileState, Found, walk};
+use crate::walk::{FileState, Files, Found, walk};
 
 /// What a path of the workspace contains.
 #[derive(Debug)]
@@ -64,30 +64,32 @@ pub fn take(
         vec![Found { path: String::new(), state: FileState { stat, is_link } }]
     };
     let now = SystemTime::now();
-    let digests: Vec<[u8; 16]> = files
+    // Each digest, and whether it was known before.
+    let digests: Vec<([u8; 16], bool)> = files
         .par_iter()
         .map(|file| {
             let known = if hash == HashName::Md5 { state.get(&file.state.stat) } else { None };
-            let full = if file.path.is_empty() { path.to_owned() } else { path.join(&file.path) };
-            match (store, known) {
-                (Some(cache), known) => cache.store(&full, &file.state.stat, known),
-                (None, Some(md5)) => Ok(md5),
-                (None, None) => hash_file(&full, hash),
-            }
+            let full = || if file.path.is_empty() { path.to_owned() } else { path.join(&file.path) };
+            let md5 = match (store, known) {
+                (Some(cache), known) => cache.store(&full(), &file.state.stat, known)?,
+                (None, Some(md5)) => md5,
+                (None, None) => hash_file(&full(), hash)?,
+            };
+            Ok((md5, known.is_some()))
         })
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<_, DataError>>()?;
     if hash == HashName::Md5 {
-        let unknown = files.iter().zip(&digests).filter(|(file, _)| state.get(&file.state.stat).is_none());
-        state.record(unknown.map(|(file, md5)| (file.state.stat, *md5)), now);
+        let unknown = files.iter().zip(&digests).filter(|(_, (_, is_known))| !is_known);
+        state.record(unknown.map(|(file, (md5, _))| (file.state.stat, *md5)), now);
     }
     if !is_folder {
-        let digest = Digest::of_file(digests.first().copied().unwrap_or_default());
+        let digest = Digest::of_file(digests.first().copied().unwrap_or_default().0);
         let meta = Meta { size: Some(stat.size), nfiles: None, is_exec: stat.is_executable() };
         let files = files.into_iter().map(|file| file.state).collect();
         return Ok(Some(Snapshot { digest, meta, manifest: None, files }));
     }
     let (states, paths): (Vec<_>, Vec<_>) = files.into_iter().map(|file| (file.state, file.path)).unzip();
-    let entries = paths.into_iter().zip(&states).zip(digests).map(|((path, state), md5)| Entry {
+    let entries = paths.into_iter().zip(&states).zip(digests).map(|((path, state), (md5, _))| Entry {
         path,
         digest: Digest::of_file(md5),
         size: Some(state.stat.size),
@@ -95,4 +97,40 @@ pub fn take(
     let manifest = Manifest { entries: entries.collect() }; // The walk is sorted by path, as a manifest is.
     let meta = Meta { size: manifest.size(), nfiles: Some(manifest.entries.len() as u64), is_exec: false };
     Ok(Some(Snapshot { digest: manifest.digest(), meta, manifest: Some(manifest), files: states }))
+}
+
+/// The digest of what is at `path`, like that of [`take`], in much less memory; `None` if there is nothing.
+///
+/// # Errors
+/// If a file cannot be read.
+pub(crate) fn identify(
+    path: &Path,
+    rules: &Arc<Rules>,
+    state: &State,
+    hash: HashName,
+) -> Result<Option<Digest>, DataError> {
+    let stat = Stat::of_path(path).map_err(DataError::io(path))?;
+    if stat.is_none_or(|stat| stat.kind() != Kind::Folder) {
+        return Ok(take(path, rules, state, hash, None)?.map(|snapshot| snapshot.digest));
+    }
+    let known = |file: &FileState| if hash == HashName::Md5 { state.get(&file.stat) } else { None };
+    let mut files = Files::below(path, rules, &known)?;
+    let now = SystemTime::now();
+    let unknown: Vec<_> = files.each_mut().filter(|(_, md5)| md5.is_none()).collect();
+    let read: Vec<(Stat, [u8; 16])> = unknown
+        .into_par_iter()
+        .map(|(below, md5)| {
+            let full = path.join(below());
+            let stat = Stat::of_path(&full).map_err(DataError::io(&full))?;
+            let stat = stat.ok_or_else(|| DataError::Missing(full.display().to_string()))?;
+            let found = hash_file(&full, hash)?;
+            *md5 = Some(found);
+            Ok((stat, found))
+        })
+        .collect::<Result<_, DataError>>()?;
+    if hash == HashName::Md5 {
+        state.record(read, now);
+    }
+    // Every file has a digest now.
+    Ok(Some(digest_of_files(files.iter().map(|(folder, name, md5)| (folder, name, md5.unwrap_or_default())))))
 }

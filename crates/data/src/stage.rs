@@ -9,10 +9,12 @@ use crate::yaml::{self, Value};
 
 mod import;
 mod recipe;
+mod sources;
 mod versions;
 
 pub use import::Import;
 pub use recipe::{Parameters, Recipe, UsedVariables};
+pub use sources::SourceFile;
 pub use versions::{CloudVersion, ListedFile};
 
 /// The suffix of files that track data.
@@ -359,6 +361,9 @@ impl Output {
             if !LEADING.contains(&key.as_str()) && !is_default && !matches!(value, Value::Null) {
                 entries.push((key.clone(), value.clone()));
             }
+        }
+        if !self.can_push && !entries.iter().any(|(key, _)| key == "push") {
+            entries.push(("push".into(), Value::Bool(false)));
         }
         entries.extend(self.files.as_deref().map(|files| ("files".to_owned(), versions::to_value(files))));
         Value::Map(entries)

@@ -11,7 +11,11 @@ use std::sync::{Mutex, PoisonError};
 use crate::error::DataError;
 use crate::incoming::{copy, temporary_name, umask};
 use crate::stat::Stat;
+use crate::state::RACY;
 use crate::walk::read_folder;
+
+/// Files from this size on are settled; to hash them takes longer than that.
+const SETTLE_BYTES: u64 = 16 << 20;
 
 /// The folder in `.dvc/tmp` for unfinished files of the workspace.
 #[derive(Debug)]
@@ -138,6 +142,17 @@ impl Drop for Tree {
 /// Creates a file of the workspace for writing.
 pub(crate) fn new_file(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o666).open(path)
+}
+
+/// Waits until a change of a large file that was just written will give it another modification time, so that its digest can be recorded (see
+/// [`crate::state`]) and the file need not be read again. Only this process knows the file yet.
+pub(crate) fn settle(file: &File) -> std::io::Result<()> {
+    let metadata = file.metadata()?;
+    if metadata.len() >= SETTLE_BYTES {
+        let age = metadata.modified()?.elapsed().unwrap_or_default();
+        std::thread::sleep(RACY.saturating_sub(age));
+    }
+    Ok(())
 }
 
 /// Makes a file of the workspace independent of the cache and writable. As in DVC, it gets the permissions of a new file.

@@ -5,26 +5,27 @@
 //! digest was computed could be changed again without a new time, since file systems have coarse clocks; such entries ("racy" in Git's words)
 //! are not recorded.
 //!
-//! A project may have millions of files, so a record is small: a hash of the file's identity, a hash of its state, and the digest.
+//! A file that slipway itself wrote, and that nobody else knew before it was renamed, is different: a later change of its content would give it
+//! a modification time after the renaming, so its digest is recorded if it was written long enough before.
+//!
+//! A project may have millions of files, so a record is small: a number for the file's identity, a hash of its state, and the digest.
 
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use md5::{Digest as _, Md5};
-
 use crate::error::DataError;
 use crate::stat::Stat;
 
 /// The first bytes of the file, with the version of the format.
-const MAGIC: &[u8; 16] = b"slipway-digests2";
+const MAGIC: &[u8; 16] = b"slipway-digests3";
 /// Bytes of a record in the file.
 const RECORD_BYTES: usize = 32;
 /// Maximum number of records; when there would be more, those that this command did not use are dropped.
 const MAX_RECORDS: usize = 16 << 20;
 /// How long after its last change a file must be read for its digest to be recorded: more than the tick of any kernel's clock.
-const RACY: Duration = Duration::from_millis(20);
+pub(crate) const RACY: Duration = Duration::from_millis(20);
 /// The same for a file system whose times have whole seconds.
 const RACY_SECONDS: Duration = Duration::from_secs(2);
 
@@ -40,14 +41,13 @@ pub(crate) struct Record {
 
 impl Record {
     fn new(stat: &Stat, md5: [u8; 16]) -> Self {
-        let hash = |numbers: &[u64]| {
-            let mut hasher = Md5::new();
-            numbers.iter().for_each(|number| hasher.update(number.to_le_bytes()));
-            let [a, b, c, d, e, f, g, h, ..]: [u8; 16] = hasher.finalize().into();
-            u64::from_le_bytes([a, b, c, d, e, f, g, h])
-        };
-        let state = hash(&[stat.size, stat.mtime.cast_unsigned(), stat.ctime.cast_unsigned()]);
-        Self { file: hash(&[stat.device, stat.inode]), state, md5 }
+        let state = [stat.size, stat.mtime.cast_unsigned(), stat.ctime.cast_unsigned()];
+        Self {
+            // The files of a folder mostly have neighbouring inodes, so their records are near each other, which makes look-ups fast.
+            file: mix(stat.device).wrapping_add(stat.inode),
+            state: state.into_iter().fold(1, |hash, number| mix(hash ^ number)),
+            md5,
+        }
     }
 
     fn from_bytes(bytes: &[u8; RECORD_BYTES]) -> Self {
@@ -64,6 +64,13 @@ impl Record {
     }
 }
 
+/// Spreads the bits of a number: the finalizer of MurmurHash3 (<https://github.com/aappleby/smhasher/wiki/MurmurHash3>), a bijection.
+fn mix(mut number: u64) -> u64 {
+    number = (number ^ (number >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    number = (number ^ (number >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    number ^ (number >> 33)
+}
+
 /// The database.
 #[derive(Debug)]
 pub struct State {
@@ -77,7 +84,11 @@ impl State {
     /// Opens the database of the project with this `.dvc/tmp` folder.
     pub fn open(folder: &Path) -> Self {
         let path = folder.join("slipway-digests");
-        let records = std::fs::File::open(&path).ok().and_then(|file| parse(BufReader::new(file))).unwrap_or_default();
+        let read = |file: std::fs::File| {
+            let records = file.metadata().ok()?.len() / RECORD_BYTES as u64;
+            parse(BufReader::with_capacity(64 << 10, file), usize::try_from(records).ok()?.min(MAX_RECORDS))
+        };
+        let records = std::fs::File::open(&path).ok().and_then(read).unwrap_or_default();
         Self { path, records, changes: Mutex::default() }
     }
 
@@ -98,6 +109,14 @@ impl State {
         changes.extend(
             files.into_iter().filter(|(stat, _)| !is_racy(stat, now)).map(|(stat, md5)| Record::new(&stat, md5)),
         );
+    }
+
+    /// Records digests of files that slipway has just put into the workspace, each with its state since then.
+    pub fn record_placed(&self, files: impl IntoIterator<Item = (Stat, [u8; 16])>) {
+        let now = SystemTime::now();
+        let is_known = |(stat, _): &(Stat, [u8; 16])| is_settled(stat) || !is_racy(stat, now);
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.extend(files.into_iter().filter(is_known).map(|(stat, md5)| Record::new(&stat, md5)));
     }
 
     /// Writes the recorded digests to disk.
@@ -141,20 +160,29 @@ impl State {
 /// Whether the file could be changed again without new times after it was read at `now`.
 fn is_racy(stat: &Stat, now: SystemTime) -> bool {
     let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
-    let whole_seconds = stat.mtime % 1_000_000_000 == 0 && stat.ctime % 1_000_000_000 == 0;
-    let margin = if whole_seconds { RACY_SECONDS } else { RACY };
-    let margin = i64::try_from(margin.as_nanos()).unwrap_or(i64::MAX);
-    stat.mtime.max(stat.ctime) > now - margin
+    stat.mtime.max(stat.ctime) > now.saturating_sub(margin(stat))
 }
 
-/// The records in the file; `None` if it is damaged or has another version.
-pub(crate) fn parse(mut file: impl Read) -> Option<Vec<Record>> {
+/// Whether the content was written long enough before the last change of anything else, such as the name.
+fn is_settled(stat: &Stat) -> bool {
+    stat.mtime <= stat.ctime.saturating_sub(margin(stat))
+}
+
+/// The nanoseconds after which the file system has another time.
+fn margin(stat: &Stat) -> i64 {
+    let whole_seconds = stat.mtime % 1_000_000_000 == 0 && stat.ctime % 1_000_000_000 == 0;
+    let margin = if whole_seconds { RACY_SECONDS } else { RACY };
+    i64::try_from(margin.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The about `expected` records in the file; `None` if it is damaged or has another version.
+pub(crate) fn parse(mut file: impl Read, expected: usize) -> Option<Vec<Record>> {
     let mut magic = [0; MAGIC.len()];
     file.read_exact(&mut magic).ok()?;
     if magic != *MAGIC {
         return None;
     }
-    let (mut records, mut bytes) = (Vec::<Record>::new(), [0; RECORD_BYTES]);
+    let (mut records, mut bytes) = (Vec::<Record>::with_capacity(expected), [0; RECORD_BYTES]);
     loop {
         let length = crate::hash::fill(&mut file, &mut bytes).ok()?;
         if length == 0 {
@@ -203,17 +231,31 @@ mod tests {
     }
 
     #[test]
+    fn placed_files_are_recorded_if_they_were_written_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let written =
+            Stat { device: 1, inode: 2, size: 3, mtime: i64::MAX, ctime: i64::MAX, mode: 0o100_644, links: 1 };
+        let settled = Stat { inode: 3, mtime: written.ctime - 20_000_000, ..written };
+        let mut state = State::open(folder.path());
+        state.record_placed([(written, [1; 16]), (settled, [2; 16])]);
+        state.save().unwrap();
+        let state = State::open(folder.path());
+        assert_eq!([written, settled].map(|stat| state.get(&stat)), [None, Some([2; 16])]);
+    }
+
+    #[test]
     fn a_damaged_file_is_ignored() {
-        assert!(parse(&b""[..]).is_none() && parse(&b"slipway-digests2x"[..]).is_none());
-        assert_eq!(parse(&MAGIC[..]), Some(Vec::new()));
+        let parse = |bytes: &[u8]| parse(bytes, 0);
+        assert!(parse(b"").is_none() && parse(b"slipway-digests3x").is_none());
+        assert_eq!(parse(MAGIC), Some(Vec::new()));
         let record = Record { file: 1, state: 2, md5: [3; 16] };
         let bytes = |records: &[Record]| {
             let records = records.iter().flat_map(|record| record.to_bytes());
             MAGIC.iter().copied().chain(records).collect::<Vec<_>>()
         };
-        assert_eq!(parse(&bytes(&[record])[..]), Some(vec![record]));
+        assert_eq!(parse(&bytes(&[record])), Some(vec![record]));
         let unsorted = bytes(&[record, record]);
-        assert!(parse(&unsorted[..]).is_none() && parse(&unsorted[..unsorted.len() - 1]).is_none());
+        assert!(parse(&unsorted).is_none() && parse(&unsorted[..unsorted.len() - 1]).is_none());
     }
 
     #[test]

@@ -97,7 +97,9 @@ impl<'a> Tree<'a> {
         }
         let Some((_, out)) = find_output(&self.stages, path) else { return Ok(None) };
         let Some(entry) = self.tracked(out)?.into_iter().find(|(file, _)| file == path) else { return Ok(None) };
-        read_file(&self.project.cache_of(out.hash).path(&entry.1))
+        // Not through a link: the cache of a repository that others control could name any file of this machine.
+        let object = self.project.cache_of(out.hash).read_start(&entry.1, MAX_FILE_BYTES)?;
+        object.map(|bytes| within_limit(path, bytes)).transpose()
     }
 
     /// The text of a file (absolute path); `None` if there is none.
@@ -172,8 +174,12 @@ fn read_file(path: &Path) -> Result<Option<Vec<u8>>, DataError> {
     };
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(DataError::io(path))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(DataError::file(path, 0, "it is larger than 256 MiB"));
+    within_limit(path, bytes).map(Some)
+}
+
+fn within_limit(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, DataError> {
+    match bytes.len() as u64 > MAX_FILE_BYTES {
+        true => Err(DataError::file(path, 0, "it is larger than 256 MiB")),
+        false => Ok(bytes),
     }
-    Ok(Some(bytes))
 }

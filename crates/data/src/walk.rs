@@ -32,66 +32,189 @@ pub struct FileState {
 /// # Errors
 /// If a folder cannot be read, a name is not UTF-8, a link is broken, or the folder contains a `.dvcignore`.
 pub(crate) fn walk(folder: &Path, rules: &Arc<Rules>) -> Result<Vec<Found>, DataError> {
-    let results = Mutex::new(Results::default());
-    rayon::scope(|scope| visit(scope, folder.to_owned(), String::new(), rules.clone(), &results));
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match results.error.take() {
-        Some(error) => Err(error),
-        None => {
-            let mut found = Vec::with_capacity(results.found.iter().map(Vec::len).sum());
-            results.found.into_iter().for_each(|mut part| found.append(&mut part));
-            found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-            Ok(found)
+    let parts = parts(folder, rules, &|state| *state)?;
+    let mut found = Vec::with_capacity(parts.iter().map(|part| part.files.len()).sum());
+    for part in parts {
+        let full =
+            |file: &Name<FileState>| Found { path: format!("{}{}", part.folder, part.name(file)), state: file.kept };
+        found.extend(part.files.iter().map(full));
+    }
+    // The parts are sorted, so that this sort has little to do: only files beside folders may be in another place.
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+/// Files like those of [`walk`], for millions of them: each takes the bytes of its name and of what is kept of it.
+#[derive(Debug)]
+pub(crate) struct Files<T> {
+    parts: Vec<Part<T>>,
+    /// The numbers of part and file, sorted by path.
+    order: Vec<(u32, u32)>,
+}
+
+impl<T: Send> Files<T> {
+    /// Keeps `keep` of each file below a folder.
+    ///
+    /// # Errors
+    /// As [`walk`].
+    pub(crate) fn below(
+        folder: &Path,
+        rules: &Arc<Rules>,
+        keep: &(dyn Fn(&FileState) -> T + Sync),
+    ) -> Result<Self, DataError> {
+        let parts = parts(folder, rules, keep)?;
+        let mut order = Vec::with_capacity(parts.iter().map(|part| part.files.len()).sum());
+        for (number, part) in (0..).zip(&parts) {
+            order.extend((0..).zip(&part.files).map(|(i, _)| (number, i)));
+        }
+        let mut files = Self { parts, order: Vec::new() };
+        order.sort_by(|a, b| match a.0 == b.0 {
+            true => a.1.cmp(&b.1),
+            false => {
+                let path = |at| {
+                    let (folder, name, _) = files.at(at);
+                    folder.bytes().chain(name.bytes())
+                };
+                path(*a).cmp(path(*b))
+            }
+        });
+        files.order = order;
+        Ok(files)
+    }
+
+    fn at(&self, (part, file): (u32, u32)) -> (&str, &str, &T) {
+        let part = &self.parts[part as usize];
+        let file = &part.files[file as usize];
+        (&part.folder, part.name(file), &file.kept)
+    }
+
+    /// The files, sorted by path. Each is the path of its folder, which is empty or ends with `/`, its name, and what was kept of it.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str, &T)> {
+        self.order.iter().map(|at| self.at(*at))
+    }
+
+    /// The path below the folder and what was kept of each file, in any order.
+    pub(crate) fn each_mut(&mut self) -> impl Iterator<Item = (impl Fn() -> String, &mut T)> {
+        self.parts.iter_mut().flat_map(|part| {
+            let (folder, names) = (&part.folder, &part.names);
+            part.files.iter_mut().map(move |file| {
+                let name = &names[file.start as usize..file.end as usize];
+                (move || format!("{folder}{name}"), &mut file.kept)
+            })
+        })
+    }
+}
+
+/// The files of a folder, sorted by name.
+#[derive(Debug)]
+struct Part<T> {
+    /// The path of the folder below the walked one, empty or with `/` at its end.
+    folder: String,
+    names: String,
+    files: Vec<Name<T>>,
+}
+
+/// A file of a folder.
+#[derive(Debug)]
+struct Name<T> {
+    /// Where its name begins in the names of the folder, and where it ends.
+    start: u32,
+    end: u32,
+    kept: T,
+}
+
+impl<T> Part<T> {
+    fn name(&self, file: &Name<T>) -> &str {
+        &self.names[file.start as usize..file.end as usize]
+    }
+
+    fn add(&mut self, name: &str, kept: T) -> Result<(), DataError> {
+        let position = |bytes: usize| {
+            u32::try_from(bytes).map_err(|_| DataError::Invalid(format!("'{}' has too many files", self.folder)))
+        };
+        let (start, end) = (position(self.names.len())?, position(self.names.len() + name.len())?);
+        self.names.push_str(name);
+        self.files.push(Name { start, end, kept });
+        Ok(())
+    }
+
+    fn finish(&mut self) {
+        let names = std::mem::take(&mut self.names);
+        let name = |file: &Name<T>| &names[file.start as usize..file.end as usize];
+        self.files.sort_unstable_by(|a, b| name(a).cmp(name(b)));
+        self.files.shrink_to_fit();
+        self.names = names;
+        self.names.shrink_to_fit();
+    }
+}
+
+/// The files of all folders with files, sorted by folder.
+fn parts<T: Send>(
+    folder: &Path,
+    rules: &Arc<Rules>,
+    keep: &(dyn Fn(&FileState) -> T + Sync),
+) -> Result<Vec<Part<T>>, DataError> {
+    let walk = Walk { keep, results: Mutex::new(Ok(Vec::new())) };
+    rayon::scope(|scope| visit(scope, folder.to_owned(), String::new(), rules.clone(), &walk));
+    let mut parts = walk.results.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+    parts.sort_unstable_by(|a, b| a.folder.cmp(&b.folder));
+    Ok(parts)
+}
+
+/// A walk with all cores.
+struct Walk<'a, T> {
+    keep: &'a (dyn Fn(&FileState) -> T + Sync),
+    /// What was found, or the first error.
+    results: Mutex<Result<Vec<Part<T>>, DataError>>,
+}
+
+impl<T> Walk<'_, T> {
+    fn finish(&self, outcome: Result<Part<T>, DataError>) {
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        match (results.as_mut(), outcome) {
+            (Ok(parts), Ok(part)) if !part.files.is_empty() => parts.push(part),
+            (Ok(_), Err(error)) => *results = Err(error),
+            _ => {}
         }
     }
 }
 
-#[derive(Default)]
-struct Results {
-    found: Vec<Vec<Found>>,
-    error: Option<DataError>,
-}
-
-fn visit<'s>(
+fn visit<'s, T: Send>(
     scope: &rayon::Scope<'s>,
     folder: PathBuf,
     prefix: String,
     rules: Arc<Rules>,
-    results: &'s Mutex<Results>,
+    walk: &'s Walk<'_, T>,
 ) {
-    let finish = |outcome: Result<Vec<Found>, DataError>| {
-        let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-        match outcome {
-            Ok(found) => results.found.push(found),
-            Err(error) => drop(results.error.get_or_insert(error)),
-        }
-    };
-    match entries(&folder, &prefix, &rules) {
-        Ok((found, folders)) => {
-            finish(Ok(found));
+    match entries(&folder, &prefix, &rules, walk.keep) {
+        Ok((part, folders)) => {
+            walk.finish(Ok(part));
             for name in folders {
                 let below = folder.join(&name);
                 let prefix = format!("{prefix}{name}/");
                 let rules = rules.clone();
                 scope.spawn(move |scope| match rules.enter(&below) {
-                    Ok(rules) => visit(scope, below, prefix, rules, results),
-                    Err(error) => {
-                        let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-                        results.error.get_or_insert(error);
-                    }
+                    Ok(rules) => visit(scope, below, prefix, rules, walk),
+                    Err(error) => walk.finish(Err(error)),
                 });
             }
         }
-        Err(error) => finish(Err(error)),
+        Err(error) => walk.finish(Err(error)),
     }
 }
 
 /// The files of a folder, and the names of the folders in it.
-fn entries(folder: &Path, prefix: &str, rules: &Rules) -> Result<(Vec<Found>, Vec<String>), DataError> {
+fn entries<T>(
+    folder: &Path,
+    prefix: &str,
+    rules: &Rules,
+    keep: &(dyn Fn(&FileState) -> T + Sync),
+) -> Result<(Part<T>, Vec<String>), DataError> {
     let open = || rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let descriptor = open().map_err(|e| DataError::io(folder)(e.into()))?;
     let mut listing = Dir::read_from(&descriptor).map_err(|e| DataError::io(folder)(e.into()))?;
-    let (mut found, mut folders) = (Vec::new(), Vec::new());
+    let mut part = Part { folder: prefix.to_owned(), names: String::new(), files: Vec::new() };
+    let mut folders = Vec::new();
     while let Some(entry) = listing.read() {
         let entry = entry.map_err(|e| DataError::io(folder)(e.into()))?;
         let raw = entry.file_name();
@@ -132,12 +255,13 @@ fn entries(folder: &Path, prefix: &str, rules: &Rules) -> Result<(Vec<Found>, Ve
             continue; // It was removed in the meantime.
         };
         match stat.kind() {
-            Kind::File => found.push(Found { path: format!("{prefix}{name}"), state: FileState { stat, is_link } }),
+            Kind::File => part.add(name, keep(&FileState { stat, is_link }))?,
             Kind::Folder => {}
             _ => return Err(DataError::Invalid(format!("{} is not a regular file", path.display()))),
         }
     }
-    Ok((found, folders))
+    part.finish();
+    Ok((part, folders))
 }
 
 /// Opens a file for reading.

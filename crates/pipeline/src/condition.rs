@@ -4,7 +4,7 @@
 //! known to be a comparison of different types, such as `int(x) == 'a'`, which would otherwise be false without a word. Parameters have no
 //! static type: a string parameter is simply not equal to a number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators as op};
@@ -16,7 +16,11 @@ use crate::model::Inputs;
 use crate::value::{self, to_text};
 
 /// Maximum bytes of an expression.
-pub const MAX_BYTES: usize = 16 << 10;
+pub const MAX_BYTES: usize = 8 << 10;
+/// Maximum depth of an expression. The evaluator recurses.
+const MAX_DEPTH: usize = 100;
+/// Stack of the parser, which recurses for each operator of a chain such as `1 + 1 + 1`.
+const PARSER_STACK_BYTES: usize = 64 << 20;
 /// Maximum number of macros such as `all` inside each other. Each one multiplies the time by the length of a list.
 const MAX_MACRO_DEPTH: usize = 2;
 
@@ -32,11 +36,26 @@ impl Condition {
     /// # Errors
     /// The text is not an expression, refers to something else than `inputs` and `outputs`, or has a known error of types.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let program = compile(text, &["inputs", "outputs"])?;
-        match static_type(program.expression(), 0)? {
-            Type::Bool | Type::Dynamic => Ok(Self { program }),
-            other => Err(format!("the condition is of type {}; expected bool", other.name())),
+        match compile(text, &["inputs", "outputs"])? {
+            (program, Type::Bool | Type::Dynamic) => Ok(Self { program }),
+            (_, other) => Err(format!("the condition is of type {}; expected bool", other.name())),
         }
+    }
+
+    /// Names of the parameters that the condition refers to with a literal, as in `inputs.parameter_values['x']`.
+    pub fn parameters(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        visit(self.program.expression(), &mut |expression| {
+            if let Expr::Call(call) = expression
+                && call.func_name == op::INDEX
+                && let [map, key] = call.args.as_slice()
+                && let (Expr::Select(select), Expr::Literal(LiteralValue::String(name))) = (&map.expr, &key.expr)
+                && select.field == "parameter_values"
+            {
+                names.insert(name.inner().to_owned());
+            }
+        });
+        names
     }
 
     /// Whether the task is triggered.
@@ -87,14 +106,37 @@ pub fn check_selector(expression: &str) -> Result<(), String> {
 
 fn compile_selector(expression: &str) -> Result<Program, String> {
     let fields = ["null_value", "bool_value", "number_value", "string_value", "list_value", "struct_value"];
-    let program = compile(expression, &fields)?;
-    static_type(program.expression(), 0)?;
-    Ok(program)
+    compile(expression, &fields).map(|(program, _)| program)
+}
+
+/// Visits an expression and those in it. The parser limits their depth.
+fn visit(expression: &IdedExpr, visitor: &mut impl FnMut(&Expr)) {
+    visitor(&expression.expr);
+    match &expression.expr {
+        Expr::Call(call) => {
+            call.target.iter().map(|target| &**target).chain(&call.args).for_each(|e| visit(e, visitor))
+        }
+        Expr::Select(select) => visit(&select.operand, visitor),
+        Expr::List(list) => list.elements.iter().for_each(|e| visit(e, visitor)),
+        Expr::Comprehension(comprehension) => {
+            [&comprehension.iter_range, &comprehension.loop_cond, &comprehension.loop_step, &comprehension.result]
+                .into_iter()
+                .for_each(|e| visit(e, visitor));
+        }
+        Expr::Map(map) => {
+            for entry in &map.entries {
+                if let EntryExpr::MapEntry(entry) = &entry.expr {
+                    visit(&entry.key, visitor);
+                    visit(&entry.value, visitor);
+                }
+            }
+        }
+        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) | Expr::Struct(_) => {}
+    }
 }
 
 fn environment() -> Arc<Env> {
-    static ENVIRONMENT: LazyLock<Arc<Env>> =
-        LazyLock::new(|| Arc::new(Env::default().with_optional_support(false).with_stdlib()));
+    static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib().with_optional_support(false)));
     ENVIRONMENT.clone()
 }
 
@@ -109,56 +151,53 @@ fn context() -> Context<'static, 'static> {
     context
 }
 
-fn compile(text: &str, variables: &[&str]) -> Result<Program, String> {
+fn compile(text: &str, variables: &[&str]) -> Result<(Program, Type), String> {
     if text.len() > MAX_BYTES {
         return Err(format!("the expression has {} bytes; the limit is {MAX_BYTES}", text.len()));
     }
+    std::thread::scope(|scope| {
+        let parser = std::thread::Builder::new().name("condition".into()).stack_size(PARSER_STACK_BYTES);
+        let parser = parser.spawn_scoped(scope, || parse(text, variables)).map_err(|error| error.to_string())?;
+        parser.join().unwrap_or_else(|_| Err("syntax error".to_owned()))
+    })
+}
+
+fn parse(text: &str, variables: &[&str]) -> Result<(Program, Type), String> {
     let program = environment().compile(text).map_err(|errors| match errors.errors.first() {
         // The columns of the parser are those of the expression, not of the file.
         Some(error) => format!("syntax error at column {} of the expression: {}", error.pos.1, error.msg),
         None => "syntax error".to_owned(),
     })?;
-    let references = program.references();
-    if let Some(unknown) =
-        references.variables().into_iter().find(|name| !variables.contains(name) && !name.starts_with('@'))
-    {
-        return Err(format!("undeclared reference to '{unknown}'"));
-    }
-    let unknown =
-        |name: &&str| *name != "parseJson" && !environment_has(name) && !name.contains('_') && !name.starts_with('@');
-    if let Some(unknown) = references.functions().into_iter().find(unknown) {
-        return Err(format!("undeclared reference to the function '{unknown}'"));
-    }
-    Ok(program)
+    let mut checker = Checker { variables, bound: Vec::new(), macros: 0, depth: 0 };
+    let result = checker.type_of(program.expression())?;
+    Ok((program, result))
 }
 
-/// Whether a function of the standard library has this name.
-fn environment_has(name: &str) -> bool {
-    const FUNCTIONS: &[&str] = &[
-        "size",
-        "contains",
-        "startsWith",
-        "endsWith",
-        "matches",
-        "int",
-        "uint",
-        "double",
-        "string",
-        "bytes",
-        "bool",
-        "dyn",
-        "type",
-        "has",
-        "all",
-        "exists",
-        "exists_one",
-        "map",
-        "filter",
-        "duration",
-        "timestamp",
-    ];
-    FUNCTIONS.contains(&name)
-}
+/// Functions of the standard library, and our own.
+const FUNCTIONS: [&str; 20] = [
+    "size",
+    "contains",
+    "startsWith",
+    "endsWith",
+    "matches",
+    "int",
+    "uint",
+    "double",
+    "string",
+    "bytes",
+    "bool",
+    "dyn",
+    "type",
+    "duration",
+    "timestamp",
+    "getFullYear",
+    "getMonth",
+    "getDate",
+    "getHours",
+    "parseJson",
+];
+/// Names of types, as in `type(x) == int`.
+const TYPES: [&str; 10] = ["int", "uint", "double", "bool", "string", "bytes", "list", "map", "null_type", "type"];
 
 /// What is known of the type of an expression before it is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,127 +235,171 @@ impl Type {
     }
 }
 
-/// The type of an expression, as far as it is known.
-fn static_type(expression: &IdedExpr, macros: usize) -> Result<Type, String> {
-    Ok(match &expression.expr {
-        Expr::Unspecified => return Err("the expression is empty".into()),
-        Expr::Ident(_) => Type::Dynamic,
-        Expr::Literal(literal) => match literal {
-            LiteralValue::Boolean(_) => Type::Bool,
-            LiteralValue::Bytes(_) => Type::Bytes,
-            LiteralValue::Double(_) => Type::Double,
-            LiteralValue::Int(_) => Type::Int,
-            LiteralValue::Null => Type::Null,
-            LiteralValue::String(_) => Type::String,
-            LiteralValue::UInt(_) => Type::UInt,
-        },
-        Expr::Select(select) => {
-            static_type(&select.operand, macros)?;
-            if let Expr::Ident(root) = &select.operand.expr
-                && root == "inputs"
-                && !matches!(select.field.as_str(), "parameter_values" | "parameters" | "artifacts")
-            {
-                return Err(format!("undefined field 'inputs.{}'", select.field));
-            }
-            if select.test { Type::Bool } else { Type::Dynamic }
-        }
-        Expr::List(list) => {
-            for element in &list.elements {
-                static_type(element, macros)?;
-            }
-            Type::List
-        }
-        Expr::Map(map) => {
-            for entry in &map.entries {
-                if let EntryExpr::MapEntry(entry) = &entry.expr {
-                    static_type(&entry.key, macros)?;
-                    static_type(&entry.value, macros)?;
-                }
-            }
-            Type::Map
-        }
-        Expr::Struct(message) => return Err(format!("messages such as '{}' cannot be created", message.type_name)),
-        Expr::Comprehension(comprehension) => {
-            if macros == MAX_MACRO_DEPTH {
-                return Err(format!("more than {MAX_MACRO_DEPTH} macros are inside each other"));
-            }
-            static_type(&comprehension.iter_range, macros)?;
-            for part in [&comprehension.loop_cond, &comprehension.loop_step, &comprehension.result] {
-                static_type(part, macros + 1)?;
-            }
-            Type::Dynamic
-        }
-        Expr::Call(call) => call_type(call, macros)?,
-    })
+/// Finds the types of expressions.
+struct Checker<'a> {
+    /// The declared variables.
+    variables: &'a [&'a str],
+    /// Variables of the macros around the expression.
+    bound: Vec<String>,
+    /// Number of macros around the expression.
+    macros: usize,
+    /// Number of expressions around the expression.
+    depth: usize,
 }
 
-fn call_type(call: &CallExpr, macros: usize) -> Result<Type, String> {
-    if let Some(target) = &call.target {
-        static_type(target, macros)?;
+impl Checker<'_> {
+    /// The type of an expression, as far as it is known.
+    fn type_of(&mut self, expression: &IdedExpr) -> Result<Type, String> {
+        if self.depth == MAX_DEPTH {
+            return Err(format!("more than {MAX_DEPTH} expressions are inside each other"));
+        }
+        self.depth += 1;
+        let result = self.type_inside(expression);
+        self.depth -= 1;
+        result
     }
-    let arguments = call.args.iter().map(|argument| static_type(argument, macros)).collect::<Result<Vec<_>, _>>()?;
-    let mismatch = || {
-        let types: Vec<&str> = arguments.iter().map(|argument| argument.name()).collect();
-        let name = call.func_name.trim_matches('_');
-        Err(format!("'{name}' cannot be applied to ({}); convert one side, as with int(...)", types.join(", ")))
-    };
-    Ok(match (call.func_name.as_str(), arguments.as_slice()) {
-        (op::EQUALS | op::NOT_EQUALS, [left, right]) => {
-            if left.is(*right) {
-                Type::Bool
-            } else {
-                return mismatch();
+
+    fn type_inside(&mut self, expression: &IdedExpr) -> Result<Type, String> {
+        Ok(match &expression.expr {
+            Expr::Unspecified => return Err("the expression is empty".into()),
+            Expr::Ident(name) => {
+                let name = name.as_str();
+                if !self.variables.contains(&name)
+                    && !self.bound.iter().any(|bound| bound == name)
+                    && !TYPES.contains(&name)
+                {
+                    return Err(format!("undeclared reference to '{name}'"));
+                }
+                Type::Dynamic
             }
-        }
-        (op::LESS | op::LESS_EQUALS | op::GREATER | op::GREATER_EQUALS, [left, right]) => {
-            let is_ordered = |side: &Type| !matches!(side, Type::Null | Type::List | Type::Map);
-            if left.is(*right) && is_ordered(left) && is_ordered(right) { Type::Bool } else { return mismatch() }
-        }
-        (op::LOGICAL_AND | op::LOGICAL_OR, sides) => {
-            if sides.iter().all(|side| side.is(Type::Bool)) {
-                Type::Bool
-            } else {
-                return mismatch();
+            Expr::Literal(literal) => match literal {
+                LiteralValue::Boolean(_) => Type::Bool,
+                LiteralValue::Bytes(_) => Type::Bytes,
+                LiteralValue::Double(_) => Type::Double,
+                LiteralValue::Int(_) => Type::Int,
+                LiteralValue::Null => Type::Null,
+                LiteralValue::String(_) => Type::String,
+                LiteralValue::UInt(_) => Type::UInt,
+            },
+            Expr::Select(select) => {
+                self.type_of(&select.operand)?;
+                if let Expr::Ident(root) = &select.operand.expr
+                    && root == "inputs"
+                    && !matches!(select.field.as_str(), "parameter_values" | "parameters" | "artifacts")
+                {
+                    return Err(format!("undefined field 'inputs.{}'", select.field));
+                }
+                if select.test { Type::Bool } else { Type::Dynamic }
             }
-        }
-        (op::LOGICAL_NOT, [operand]) => {
-            if operand.is(Type::Bool) {
-                Type::Bool
-            } else {
-                return mismatch();
+            Expr::List(list) => {
+                for element in &list.elements {
+                    self.type_of(element)?;
+                }
+                Type::List
             }
-        }
-        (op::ADD | op::SUBSTRACT | op::MULTIPLY | op::DIVIDE | op::MODULO, [left, right]) => {
-            if !left.is(*right) {
-                return mismatch();
+            Expr::Map(map) => {
+                for entry in &map.entries {
+                    if let EntryExpr::MapEntry(entry) = &entry.expr {
+                        self.type_of(&entry.key)?;
+                        self.type_of(&entry.value)?;
+                    }
+                }
+                Type::Map
             }
-            if *left == Type::Dynamic { *right } else { *left }
-        }
-        (op::CONDITIONAL, [condition, left, right]) => {
-            if !condition.is(Type::Bool) || !left.is(*right) {
-                return mismatch();
+            Expr::Struct(message) => return Err(format!("messages such as '{}' cannot be created", message.type_name)),
+            Expr::Comprehension(comprehension) => {
+                if self.macros == MAX_MACRO_DEPTH {
+                    return Err(format!("more than {MAX_MACRO_DEPTH} macros are inside each other"));
+                }
+                self.type_of(&comprehension.iter_range)?;
+                self.type_of(&comprehension.accu_init)?;
+                let outside = self.bound.len();
+                self.bound.extend([comprehension.iter_var.clone(), comprehension.accu_var.clone()]);
+                self.bound.extend(comprehension.iter_var2.clone());
+                self.macros += 1;
+                for part in [&comprehension.loop_cond, &comprehension.loop_step, &comprehension.result] {
+                    self.type_of(part)?;
+                }
+                self.macros -= 1;
+                self.bound.truncate(outside);
+                Type::Dynamic
             }
-            if *left == Type::Dynamic { *right } else { *left }
+            Expr::Call(call) => self.call_type(call)?,
+        })
+    }
+
+    fn call_type(&mut self, call: &CallExpr) -> Result<Type, String> {
+        let is_operator = call.func_name.contains(|c: char| !c.is_ascii_alphanumeric());
+        if !is_operator && !FUNCTIONS.contains(&call.func_name.as_str()) {
+            return Err(format!("undeclared reference to the function '{}'", call.func_name));
         }
-        (op::NEGATE, [operand]) => *operand,
-        (op::IN, _) => Type::Bool,
-        ("int", _) => {
-            if arguments
-                .first()
-                .is_some_and(|argument| matches!(argument, Type::Bool | Type::Null | Type::List | Type::Map))
-            {
-                return mismatch();
+        if let Some(target) = &call.target {
+            self.type_of(target)?;
+        }
+        let arguments = call.args.iter().map(|argument| self.type_of(argument)).collect::<Result<Vec<_>, _>>()?;
+        let mismatch = || {
+            let types: Vec<&str> = arguments.iter().map(|argument| argument.name()).collect();
+            let name = call.func_name.trim_matches('_');
+            Err(format!("'{name}' cannot be applied to ({}); convert one side, as with int(...)", types.join(", ")))
+        };
+        Ok(match (call.func_name.as_str(), arguments.as_slice()) {
+            (op::EQUALS | op::NOT_EQUALS, [left, right]) => {
+                if left.is(*right) {
+                    Type::Bool
+                } else {
+                    return mismatch();
+                }
             }
-            Type::Int
-        }
-        ("size", _) => Type::Int,
-        ("uint", _) => Type::UInt,
-        ("double", _) => Type::Double,
-        ("string", _) => Type::String,
-        ("bytes", _) => Type::Bytes,
-        ("bool" | "contains" | "startsWith" | "endsWith" | "matches", _) => Type::Bool,
-        _ => Type::Dynamic,
-    })
+            (op::LESS | op::LESS_EQUALS | op::GREATER | op::GREATER_EQUALS, [left, right]) => {
+                let is_ordered = |side: &Type| !matches!(side, Type::Null | Type::List | Type::Map);
+                if left.is(*right) && is_ordered(left) && is_ordered(right) { Type::Bool } else { return mismatch() }
+            }
+            (op::LOGICAL_AND | op::LOGICAL_OR, sides) => {
+                if sides.iter().all(|side| side.is(Type::Bool)) {
+                    Type::Bool
+                } else {
+                    return mismatch();
+                }
+            }
+            (op::LOGICAL_NOT, [operand]) => {
+                if operand.is(Type::Bool) {
+                    Type::Bool
+                } else {
+                    return mismatch();
+                }
+            }
+            (op::ADD | op::SUBSTRACT | op::MULTIPLY | op::DIVIDE | op::MODULO, [left, right]) => {
+                if !left.is(*right) {
+                    return mismatch();
+                }
+                if *left == Type::Dynamic { *right } else { *left }
+            }
+            (op::CONDITIONAL, [condition, left, right]) => {
+                if !condition.is(Type::Bool) || !left.is(*right) {
+                    return mismatch();
+                }
+                if *left == Type::Dynamic { *right } else { *left }
+            }
+            (op::NEGATE, [operand]) => *operand,
+            (op::IN, _) => Type::Bool,
+            ("int", _) => {
+                if arguments
+                    .first()
+                    .is_some_and(|argument| matches!(argument, Type::Bool | Type::Null | Type::List | Type::Map))
+                {
+                    return mismatch();
+                }
+                Type::Int
+            }
+            ("size", _) => Type::Int,
+            ("uint", _) => Type::UInt,
+            ("double", _) => Type::Double,
+            ("string", _) => Type::String,
+            ("bytes", _) => Type::Bytes,
+            ("bool" | "contains" | "startsWith" | "endsWith" | "matches", _) => Type::Bool,
+            _ => Type::Dynamic,
+        })
+    }
 }
 
 /// The field `inputs` of an `ExecutorInput`, with the names of the protobuf's fields.

@@ -10,7 +10,8 @@ use crate::ir::descriptors;
 use crate::ir::ml_pipelines::{ArtifactTypeSchema, ExecutorOutput, RuntimeArtifact, artifact_type_schema};
 use crate::model::{Artifact, Failure, Launch, Outputs};
 use crate::placeholder::{Paths, Place};
-use crate::value::{self, kind, parse_output};
+use crate::platform::pod_settings;
+use crate::value::{self, Kind, kind, parse_output};
 
 /// Maximum bytes of an output parameter, and of the file in which a program describes its outputs.
 pub const MAX_OUTPUT_BYTES: u64 = 64 << 20;
@@ -22,6 +23,12 @@ pub fn executor_input(launch: &Launch, paths: &Paths) -> Value {
     let mut inputs = Map::new();
     if let Some(definitions) = &launch.component.input_definitions {
         for (name, definition) in &definitions.parameters {
+            if kind(definition.parameter_type) == Some(Kind::TaskConfig) && !parameters.contains_key(name) {
+                // A launch with invalid settings fails before its program is given anything.
+                let settings = pod_settings(launch).unwrap_or_default();
+                parameters.insert(name.clone(), Value::Object(settings.task_config));
+                continue;
+            }
             // An optional parameter without a value is left out, unless it has a default.
             if parameters.get(name).is_none_or(Value::is_null) {
                 parameters.remove(name);

@@ -5,8 +5,10 @@
 //! | [`ir`] | the compiled form of a pipeline, its protobuf messages and its faults |
 //! | [`value`], [`condition`], [`placeholder`] | values of parameters, expressions over them, and texts that contain them |
 //! | [`executor_input`] | what a task's program is given and what it leaves behind |
+//! | [`graph`] | the static graph |
 //! | [`platform`] | settings of a task's pod |
 //! | [`model`] | states, paths, artifacts, inputs and outputs of tasks |
+//! | [`engine`], [`fingerprint`] | what happens next in a run, and which executions are equal |
 //! | [`launch`] | the seam to what executes tasks |
 //! | [`entity`] | what is stored: pipelines, versions, experiments, runs, recurring runs |
 //! | [`listing`] | filters, order and pages of lists |
@@ -18,14 +20,19 @@
 //! | [`error`] | errors with stable codes |
 
 pub mod condition;
+pub mod engine;
 pub mod entity;
 pub mod error;
 pub mod executor_input;
+pub mod fingerprint;
+pub mod graph;
 pub mod http;
 pub mod ir;
 pub mod launch;
 pub mod listing;
 pub mod model;
+#[cfg(test)]
+mod parsers;
 pub mod placeholder;
 pub mod platform;
 mod proto_json;

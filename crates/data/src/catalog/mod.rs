@@ -12,6 +12,7 @@ mod names;
 mod objects;
 mod opened;
 mod preview;
+mod received;
 mod registry;
 mod reports;
 

@@ -107,6 +107,11 @@ impl Opened {
         DataError::Repository { repo: self.name.clone(), reason: text.replace(&tree, "").replace(&tmp, "") }
     }
 
+    /// Whether the cache is a folder of this request, because the repository has none on this machine.
+    pub(super) fn has_temporary_cache(&self) -> bool {
+        self.project.cache.root().starts_with(self.folders.path())
+    }
+
     /// The stages of the project.
     pub(super) fn stages(&self) -> Result<Vec<Stage>, DataError> {
         stages_at(&self.project, &self.commit)

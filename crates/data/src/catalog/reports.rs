@@ -143,7 +143,8 @@ impl Opened {
     /// [`DataError::Invalid`] for no or too many revisions, or an error for one that does not exist.
     pub fn values(&self, revisions: &[String]) -> Result<Values, DataError> {
         checked(revisions)?;
-        let (mut metric_rows, mut param_rows, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        let mut failures = self.receive_reports(revisions)?;
+        let (mut metric_rows, mut param_rows) = (Vec::new(), Vec::new());
         for (number, revision) in revisions.iter().enumerate() {
             let read = at(&self.project, revision, |tree| {
                 Ok((metrics::gather(tree, &[])?, params::gather(tree, &[], false)?))
@@ -176,12 +177,11 @@ impl Opened {
     /// As [`Self::values`].
     pub fn plots(&self, revisions: &[String]) -> Result<Plots, DataError> {
         checked(revisions)?;
+        let not_received = self.receive_reports(revisions)?;
         let found = collect(&self.project, &[], revisions, &Value::Map(Vec::new()))?;
-        let failures = found.failures.iter().map(|failure| {
-            let text = format!("{}: {}", failure.revision, failure.failure.message);
-            short(self.without_paths(DataError::Invalid(text)).to_string())
-        });
-        let failures = failures.collect();
+        let unread = found.failures.iter().map(|failure| format!("{}: {}", failure.revision, failure.failure.message));
+        let shown = |text| short(self.without_paths(DataError::Invalid(text)).to_string());
+        let failures = not_received.into_iter().chain(unread).map(shown).collect();
         let line =
             |(name, color, dash): (String, &str, &str)| PlotLine { name, color: color.into(), dash: dash.into() };
         let plots = figures(&found).into_iter().take(MAX_PLOTS).map(|figure| {

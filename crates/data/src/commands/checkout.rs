@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use rayon::prelude::*;
 
@@ -232,14 +231,9 @@ fn plan<'a>(project: &Project, out: &'a Output, part: Option<&Path>) -> Result<P
     let mut plan =
         Plan { out, path, target, is_folder, old, removed: Vec::new(), replaced: Vec::new(), created: Vec::new() };
     compare(&mut plan);
-    let needed: Vec<&Entry> = needed(&plan).collect();
-    let missing =
-        needed.par_iter().map(|entry| cache.contains(&entry.digest)).find_any(|found| !matches!(found, Ok(true)));
-    match missing {
-        Some(Err(error)) => Err(error),
-        Some(Ok(_)) => Ok(Planned::Missing(root.clone())),
-        None => Ok(Planned::Plan(Box::new(plan))),
-    }
+    let needed: Vec<Digest> = needed(&plan).map(|entry| entry.digest).collect();
+    let is_complete = cache.contains_all(&needed)?.into_iter().all(|exists| exists);
+    Ok(if is_complete { Planned::Plan(Box::new(plan)) } else { Planned::Missing(root.clone()) })
 }
 
 /// Compares the workspace with the target; both are sorted by path.
@@ -349,7 +343,7 @@ fn apply(
     };
     if cache.hash() == crate::model::HashName::Md5 {
         let digests = needed(plan).map(|entry| entry.digest.md5);
-        project.state.record(states.into_iter().zip(digests), SystemTime::now());
+        project.state.record_placed(states.into_iter().zip(digests));
     }
     if options.relink
         && cache.hash() == crate::model::HashName::Md5

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::add::{check_links, check_overlaps};
 use super::checkout::restore;
 use super::status::in_cache;
-use super::{GitFiles, Talk};
+use super::{GitFiles, Talk, source_versions};
 use crate::config::{is_url, relative_path};
 use crate::error::DataError;
 use crate::external::location::Item;
@@ -27,6 +27,8 @@ pub struct Options {
     pub force: bool,
     /// Only create the `.dvc` file.
     pub no_exec: bool,
+    /// Record the versions of the files in a bucket that keeps them.
+    pub version_aware: bool,
     /// Record the version of the data without copying it.
     pub no_download: bool,
     /// Send the data to this remote, or the default one (`Some(None)`), instead of the workspace.
@@ -74,6 +76,10 @@ pub async fn import_url(
     options: &Options,
     talk: &dyn Talk,
 ) -> Result<GitFiles, DataError> {
+    if options.to_remote.is_some() && (options.no_exec || options.no_download || options.version_aware) {
+        let reason = "--no-exec, --no-download and --version-aware cannot be combined with --to-remote";
+        return Err(DataError::Invalid(reason.into()));
+    }
     let mut written = url.to_owned();
     let absolute = project.absolute(url);
     let out = target_of(project, url, options.out.as_deref())?;
@@ -81,9 +87,12 @@ pub async fn import_url(
         written = relative_path(&absolute, out.parent().unwrap_or(Path::new("/"))).to_string_lossy().into_owned();
     }
     let mut keys = vec![("hash".to_owned(), Value::string("md5")), ("path".into(), Value::string(&written))];
-    if !from.is_empty() {
-        let settings = from.iter().map(|(option, value)| (option.clone(), Value::string(value)));
-        keys.push(("fs_config".into(), Value::Map(settings.collect())));
+    let mut settings: Vec<_> = from.iter().map(|(option, value)| (option.clone(), Value::string(value))).collect();
+    if options.version_aware {
+        settings.push(("version_aware".into(), Value::Bool(true)));
+    }
+    if !settings.is_empty() {
+        keys.push(("fs_config".into(), Value::Map(settings)));
     }
     let mut stage = new_stage(project, url, options, Value::Map(keys))?;
     if let Some(remote) = &options.to_remote {
@@ -97,7 +106,9 @@ pub async fn import_url(
         stage.seal();
     } else if !options.no_exec {
         announce(project, &stage, talk);
-        take_location(project, &mut stage, options.no_download, options.jobs).await?;
+        let location = open_location(project, &stage)?;
+        stage.outs[0].can_push = !location.keeps_versions();
+        take_location(project, &mut stage, &location, None, options.no_download, options.jobs).await?;
         if !options.no_download {
             restore(project, &stage.outs[0], options.force, talk)?;
         }
@@ -186,17 +197,19 @@ fn repository_keys(url: &str, from: &external::Options) -> Vec<(String, Value)> 
     keys
 }
 
+/// The options in a mapping.
+fn pairs(value: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| match value {
+        Value::Bool(value) => Some(value.to_string()),
+        value => value.as_str().map(str::to_owned),
+    };
+    value.entries().iter().filter_map(|(key, value)| Some((key.clone(), text(value)?))).collect()
+}
+
 /// The options with which the source of an import is opened.
 fn source_options(project: &Project, stage: &Stage, revision: Option<&str>) -> external::Options {
     let mut options = external::Options { revision: revision.map(str::to_owned), ..external::Options::default() };
     let Some(Import::Repository { config, remote, .. }) = stage.import() else { return options };
-    let pairs = |value: &Value| -> Vec<(String, String)> {
-        let text = |value: &Value| match value {
-            Value::Bool(value) => Some(value.to_string()),
-            value => value.as_str().map(str::to_owned),
-        };
-        value.entries().iter().filter_map(|(key, value)| Some((key.clone(), text(value)?))).collect()
-    };
     match &config {
         Some(Value::String(file)) => options.config = Some(project.root.join(file)),
         Some(sections) => {
@@ -296,9 +309,11 @@ pub(super) fn open_location(project: &Project, stage: &Stage) -> Result<Location
     let Some(Import::Url(url)) = stage.import() else {
         return Err(DataError::Invalid(format!("'{}' is not an import", stage.address(&project.current))));
     };
-    let settings = stage.dependency("fs_config").map_or(&[][..], Value::entries);
-    let settings: Vec<(String, String)> =
-        settings.iter().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+    let mut settings = stage.dependency("fs_config").map(pairs).unwrap_or_default();
+    if stage.source_files().is_some() {
+        // Recorded versions are used also after the remote's option was removed.
+        settings.push(("version_aware".into(), "true".into()));
+    }
     Location::open(&url, &project.config, &settings, stage.file.parent().unwrap_or(Path::new("/")))
 }
 
@@ -310,7 +325,7 @@ pub(super) async fn existing_item(location: &Location) -> Result<Item, DataError
 /// Records the version of the data at a URL: its digest for a path on this machine, otherwise its tag.
 pub(super) fn record_tag(stage: &mut Stage, location: &Location, item: &Item, local: Option<&Snapshot>) {
     let number = |value: Option<u64>| value.map(Value::number);
-    let mut values = match (local, location.local()) {
+    let values = match (local, location.local()) {
         (Some(snapshot), Some(_)) => vec![
             ("md5", Some(Value::string(snapshot.digest.to_string()))),
             ("size", number(snapshot.meta.size)),
@@ -319,32 +334,23 @@ pub(super) fn record_tag(stage: &mut Stage, location: &Location, item: &Item, lo
         ],
         _ => vec![(location.tag_key(), item.tag.clone().map(Value::String)), ("size", number(item.size))],
     };
-    let is_new = stage.dependency("md5").is_none() && stage.dependency(location.tag_key()).is_none();
-    if is_new && !stage.has_text() {
-        // In a new file, these keys are the first.
-        let rest: Vec<(String, Value)> = ["hash", "path", "fs_config"]
-            .into_iter()
-            .filter_map(|key| Some((key.to_owned(), stage.dependency(key)?.clone())))
-            .collect();
-        stage.set_dependency(false, vec![("hash", None), ("path", None), ("fs_config", None)]);
-        stage.set_dependency(false, values);
-        values = Vec::new();
-        for (key, value) in rest {
-            stage.set_dependency(false, vec![(key.as_str(), Some(value))]);
-        }
-    }
-    stage.set_dependency(false, values);
+    stage.identify_dependency(values);
 }
 
-/// Stores the data of a URL in the cache, and records its version and digest; with `only_record`, the version only.
+/// Stores the data of a URL in the cache, and records its version and digest; with `only_record`, the version only. `revision` is the version of a
+/// file in a bucket that keeps versions; by default, the newest.
 pub(super) async fn take_location(
     project: &mut Project,
     stage: &mut Stage,
+    location: &Location,
+    revision: Option<&str>,
     only_record: bool,
     jobs: Option<usize>,
 ) -> Result<(), DataError> {
-    let location = open_location(project, stage)?;
-    let item = existing_item(&location).await?;
+    if location.keeps_versions() {
+        return source_versions::take(project, stage, location, revision, only_record, jobs).await;
+    }
+    let item = existing_item(location).await?;
     let cache = (!only_record).then_some(&project.cache);
     let take = |path: &Path| -> Result<Snapshot, DataError> {
         let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, cache)?;
@@ -364,7 +370,7 @@ pub(super) async fn take_location(
             Some(take(&received)?)
         }
     };
-    record_tag(stage, &location, &item, taken.as_ref());
+    record_tag(stage, location, &item, taken.as_ref());
     if let (Some(mut taken), false) = (taken, only_record) {
         // As in DVC, a copy is not executable.
         taken.meta.is_exec = false;
@@ -387,18 +393,21 @@ pub(super) fn finish(project: &Project, stage: &Stage) -> Result<GitFiles, DataE
     git_files.finish(project)
 }
 
-/// Receives the data of imports that the cache lacks from their repositories, and returns the number of files.
+/// Receives the data of imports that the cache lacks from their repositories and buckets with versions, and returns the number of files.
 ///
 /// # Errors
 /// [`DataError::Corrupt`] if a repository no longer has the recorded data.
 pub(super) async fn fetch(project: &Project, stages: &[Stage], jobs: Option<usize>) -> Result<u64, DataError> {
     let mut received = 0;
     for stage in stages {
-        let Some(Import::Repository { commit: Some(commit), .. }) = stage.import() else { continue };
         let Some(digest) = stage.outs[0].digest else { continue };
         if in_cache(project, stage.outs[0].hash, &digest)? {
             continue;
         }
+        let Some(Import::Repository { commit: Some(commit), .. }) = stage.import() else {
+            received += source_versions::fetch(project, stage, jobs).await?;
+            continue;
+        };
         let repository = open_source(project, stage, Some(&commit))?;
         let mut taken = stage.clone();
         received += take_files(project, &mut taken, &repository, jobs).await? as u64;

@@ -26,6 +26,7 @@ pub mod repro;
 pub(crate) mod run;
 pub mod runner;
 pub mod settings;
+mod source_versions;
 pub mod stages;
 pub mod status;
 pub mod targets;
@@ -37,7 +38,6 @@ pub mod verify;
 mod versioned;
 
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use rayon::prelude::*;
 
@@ -115,7 +115,7 @@ fn relink(project: &Project, root: &std::path::Path, snapshot: &Snapshot, always
             Ok(Stat::of_path(&full).map_err(DataError::io(&full))?.map(|stat| (stat, digest.md5)))
         })
         .collect::<Result<_, DataError>>()?;
-    project.state.record(relinked.into_iter().flatten(), SystemTime::now());
+    project.state.record_placed(relinked.into_iter().flatten());
     if snapshot.manifest.is_none() {
         // DVC creates a single file anew, so that it gets the permissions of a new file.
         if project.links.iter().all(|link| matches!(link, LinkType::Copy | LinkType::Reflink)) {

@@ -1,8 +1,8 @@
 //! `status`: how the workspace differs from what is recorded.
 
 use super::record::parameter_file;
+use super::source_versions;
 use crate::error::DataError;
-use crate::manifest::Manifest;
 use crate::model::{Digest, HashName};
 use crate::pipeline::value::equal;
 use crate::project::{Project, Selected};
@@ -74,7 +74,7 @@ pub enum ParametersChange {
     Keys(Vec<(String, Change)>),
 }
 
-/// The stages that are not up to date, and the number of all. With `check_updates`, the repositories of imports are queried for newer versions.
+/// The stages that are not up to date, and the number of all.
 ///
 /// # Errors
 /// If a target does not exist, or a file cannot be read.
@@ -82,19 +82,42 @@ pub fn status(
     project: &mut Project,
     targets: &[String],
     recursive: bool,
-    check_updates: bool,
 ) -> Result<(Vec<StageStatus>, usize), DataError> {
-    let stages = project.stages()?;
+    let (all, total) = statuses(project, targets, recursive)?;
+    Ok((all.into_iter().map(|(_, status)| status).filter(|status| !status.is_clean()).collect(), total))
+}
+
+/// As [`status`]; the repositories and buckets of imports are queried for newer versions.
+///
+/// # Errors
+/// As [`status`], or if one of them cannot be reached.
+pub async fn status_with_updates(
+    project: &mut Project,
+    targets: &[String],
+    recursive: bool,
+) -> Result<(Vec<StageStatus>, usize), DataError> {
+    let (all, total) = statuses(project, targets, recursive)?;
     let mut found = Vec::new();
-    for selected in project.select(&stages, targets, recursive)? {
-        let mut status = stage_status(project, &selected)?;
-        if check_updates {
-            status.deps.extend(update_of(project, selected.stage)?);
-        }
-        if !status.is_clean() {
-            found.push(status);
-        }
+    for (stage, mut status) in all {
+        status.deps.extend(match stage.import() {
+            Some(Import::Url(_)) => source_versions::change(project, &stage).await?,
+            _ => update_of(project, &stage)?,
+        });
+        found.extend((!status.is_clean()).then_some(status));
     }
+    Ok((found, total))
+}
+
+/// The status of each target, or of all stages, and the number of all stages.
+fn statuses(
+    project: &mut Project,
+    targets: &[String],
+    recursive: bool,
+) -> Result<(Vec<(Stage, StageStatus)>, usize), DataError> {
+    let stages = project.stages()?;
+    let selected = project.select(&stages, targets, recursive)?.into_iter();
+    let found = selected.map(|selected| Ok((selected.stage.clone(), stage_status(project, &selected)?)));
+    let found = found.collect::<Result<_, DataError>>()?;
     project.state.save()?;
     Ok((found, stages.len()))
 }
@@ -231,11 +254,11 @@ pub(crate) fn workspace_change(project: &Project, out: &Output) -> Result<Option
     if project.is_ignored(path)? {
         return Ok(Some(Change::Deleted));
     }
-    let Some(snapshot) = snapshot::take(path, &project.rules, &project.state, out.hash, None)? else {
+    let Some(present) = snapshot::identify(path, &project.rules, &project.state, out.hash)? else {
         return Ok(Some(Change::Deleted));
     };
     Ok(match out.digest {
-        Some(digest) if digest == snapshot.digest => None,
+        Some(digest) if digest == present => None,
         // As in DVC: what has no digest differs from the workspace's.
         Some(_) | None => Some(Change::Modified),
     })
@@ -246,7 +269,6 @@ pub(crate) fn workspace_change(project: &Project, out: &Output) -> Result<Option
 /// # Errors
 /// If the cache cannot be read.
 pub(crate) fn in_cache(project: &Project, hash: HashName, digest: &Digest) -> Result<bool, DataError> {
-    use rayon::prelude::*;
     let cache = project.cache_of(hash);
     if !cache.contains(digest)? {
         return Ok(false);
@@ -254,16 +276,10 @@ pub(crate) fn in_cache(project: &Project, hash: HashName, digest: &Digest) -> Re
     if !digest.is_dir {
         return Ok(true);
     }
-    let manifest: Option<Manifest> = match cache.manifest(digest) {
-        Ok(manifest) => manifest,
-        Err(DataError::File { .. }) => None, // A damaged manifest counts as missing.
+    let digests = match cache.digests_in(digest) {
+        Ok(Some(digests)) => digests,
+        Ok(None) | Err(DataError::File { .. }) => return Ok(false), // A damaged manifest counts as missing.
         Err(error) => return Err(error),
     };
-    let Some(manifest) = manifest else { return Ok(false) };
-    let missing = manifest
-        .entries
-        .par_iter()
-        .map(|entry| cache.contains(&entry.digest))
-        .find_any(|found| !matches!(found, Ok(true)));
-    missing.unwrap_or(Ok(true))
+    Ok(cache.contains_all(&digests)?.into_iter().all(|exists| exists))
 }

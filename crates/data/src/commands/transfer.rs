@@ -128,10 +128,16 @@ pub(super) fn split_cached<'a>(
     project: &Project,
     objects: Vec<&'a Object>,
 ) -> Result<(Vec<&'a Object>, Vec<&'a Object>), DataError> {
-    let has = |object: &&Object| project.cache_of(object.hash).contains(&object.digest);
-    let cached: Vec<bool> = objects.par_iter().map(has).collect::<Result<_, _>>()?;
-    let mut cached = cached.into_iter();
-    Ok(objects.into_iter().partition(|_| cached.next().unwrap_or_default()))
+    let (mut cached, mut missing) = (Vec::new(), Vec::new());
+    for hash in [HashName::Md5, HashName::Dos2Unix] {
+        let digests = |object: &&&Object| object.hash == hash;
+        let of_hash: Vec<&Object> = objects.iter().filter(digests).copied().collect();
+        let digests: Vec<Digest> = of_hash.iter().map(|object| object.digest).collect();
+        for (object, exists) in of_hash.into_iter().zip(project.cache_of(hash).contains_all(&digests)?) {
+            if exists { &mut cached } else { &mut missing }.push(object);
+        }
+    }
+    Ok((cached, missing))
 }
 
 /// Fails if there is no remote that can be used.

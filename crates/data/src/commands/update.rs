@@ -7,8 +7,9 @@ use super::import::{
     take_location,
 };
 use super::status::output_change;
-use super::update_versioned;
+use super::{source_versions, update_versioned};
 use crate::error::DataError;
+use crate::external::Location;
 use crate::model::{HashName, Meta};
 use crate::project::Project;
 use crate::snapshot;
@@ -18,7 +19,7 @@ use crate::yaml::Value;
 /// How to update.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The branch, tag or commit of the source to follow from now on.
+    /// The branch, tag or commit of the source to follow from now on; of an import from a bucket, the version of the file.
     pub revision: Option<String>,
     /// The targets are folders with stages.
     pub recursive: bool,
@@ -105,7 +106,9 @@ async fn update_location(
         stage.seal();
         return finish(project, stage).map(drop);
     }
-    let is_current = is_current(project, stage).await?;
+    let location = open_location(project, stage)?;
+    let revision = options.revision.as_deref();
+    let is_current = is_current(project, stage, &location, revision).await?;
     if is_current && !stage.is_unsealed() && output_change(project, &stage.outs[0])?.is_none() {
         return unchanged(project, stage, talk);
     }
@@ -113,7 +116,7 @@ async fn update_location(
     if options.no_download {
         discard(project, &stage.outs[0], talk)?;
     }
-    take_location(project, stage, options.no_download, options.jobs).await?;
+    take_location(project, stage, &location, revision, options.no_download, options.jobs).await?;
     if !options.no_download {
         restore(project, &stage.outs[0], false, talk)?;
     }
@@ -121,16 +124,23 @@ async fn update_location(
     finish(project, stage).map(drop)
 }
 
-/// Whether the data at the URL has the recorded version.
-async fn is_current(project: &Project, stage: &Stage) -> Result<bool, DataError> {
-    let location = open_location(project, stage)?;
+/// Whether the data at the URL has the recorded version, or `revision` is the recorded one.
+async fn is_current(
+    project: &Project,
+    stage: &Stage,
+    location: &Location,
+    revision: Option<&str>,
+) -> Result<bool, DataError> {
+    if location.keeps_versions() {
+        return Ok(stage.source_files() == Some(source_versions::find(location, revision, None).await?));
+    }
     let recorded = |key: &str| stage.dependency(key).and_then(Value::as_str).map(str::to_owned);
     if let Some(path) = location.local() {
         let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, None)?;
         let taken = taken.ok_or_else(|| DataError::Missing(path.display().to_string()))?;
         return Ok(recorded("md5") == Some(taken.digest.to_string()));
     }
-    Ok(recorded(location.tag_key()) == existing_item(&location).await?.tag)
+    Ok(recorded(location.tag_key()) == existing_item(location).await?.tag)
 }
 
 fn unchanged(project: &Project, stage: &Stage, talk: &dyn Talk) -> Result<(), DataError> {

@@ -8,7 +8,7 @@ use crate::model::{Digest, HashName};
 use crate::project::committed::stages_at;
 use crate::project::{Project, Selected};
 use crate::reports::definitions::Definitions;
-use crate::stage::{Import, Output, OutputKind, Stage};
+use crate::stage::{Output, OutputKind, Stage};
 use crate::tree::Tree;
 
 /// Versions of the project beside the workspace.
@@ -94,7 +94,7 @@ pub struct Object {
     pub name: String,
     /// The only remote that has it.
     pub remote: Option<String>,
-    /// Whether it is imported from another repository, which has it, too.
+    /// Whether it is imported from another repository, or from a bucket with versions, which has it, too.
     pub is_imported: bool,
 }
 
@@ -105,7 +105,7 @@ pub struct Used {
     pub objects: Vec<Object>,
     /// Manifests of folders that the cache lacks, so that the folders' files are not among the objects.
     pub missing_manifests: Vec<Object>,
-    /// The stages among them that import from another repository, which has their data, too.
+    /// The stages among them that import from another repository, or from a bucket with versions, which have their data, too.
     pub imports: Vec<Stage>,
     seen: HashSet<(HashName, Digest, Option<String>)>,
 }
@@ -118,7 +118,7 @@ impl Used {
         for_push: bool,
         filter: &Filter<'_>,
     ) -> Result<(), DataError> {
-        let is_imported = matches!(selected.stage.import(), Some(Import::Repository { .. }));
+        let is_imported = selected.stage.keeps_source();
         if is_imported {
             if for_push {
                 return Ok(());

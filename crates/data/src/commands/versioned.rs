@@ -16,7 +16,7 @@ use crate::model::{Digest, HashName};
 use crate::project::Project;
 use crate::project::committed::stages_at;
 use crate::remote::versioned::Versioned;
-use crate::stage::{CloudVersion, Import, ListedFile, Output, Stage};
+use crate::stage::{CloudVersion, ListedFile, Output, Stage};
 
 /// A file of an output.
 #[derive(Debug, Clone)]
@@ -59,8 +59,7 @@ fn files(project: &Project, out: &Output, part: Option<&Path>) -> Result<Vec<Fil
 
 /// Whether an output is pushed to a remote, `None` for the default one.
 fn is_pushed(stage: &Stage, out: &Output, remote: Option<&str>, options: &Options) -> bool {
-    let is_imported = matches!(stage.import(), Some(Import::Repository { .. }));
-    !is_imported && out.cached && out.can_push && out.remote.as_deref().or(options.remote.as_deref()) == remote
+    !stage.keeps_source() && out.cached && out.can_push && out.remote.as_deref().or(options.remote.as_deref()) == remote
 }
 
 /// Sends the files of the targets, or of all outputs, that the bucket lacks, and records their versions. Returns their number.
@@ -186,23 +185,18 @@ pub(super) async fn fetch(
     objects: &[Object],
     options: &Options,
 ) -> Result<u64, DataError> {
-    let bucket = Versioned::open(&project.config, remote)?;
     let mut stages = project.stages()?;
     for commit in commits(project, &options.scope)? {
         stages.extend(stages_at(project, &commit)?);
     }
-    let mut versions = HashMap::new();
-    for out in stages.iter().flat_map(|stage| &stage.outs) {
-        for file in files(project, out, None)? {
-            let Some(cloud) = file.cloud.filter(|cloud| cloud.remote == bucket.name) else { continue };
-            versions.extend(cloud.version.map(|version| ((file.hash, file.digest), (file.path, version))));
-        }
-    }
-    let jobs = bucket.concurrency(options.jobs);
-    let (found, unversioned): (Vec<&Object>, Vec<&Object>) = objects
-        .iter()
-        .filter(|object| !object.digest.is_dir)
-        .partition(|object| versions.contains_key(&(object.hash, object.digest)));
+    let outs = stages.iter().flat_map(|stage| &stage.outs);
+    let outs = outs.filter_map(|out| Some((path_in_bucket(project, out.path.as_ref()?, ""), out)));
+    let bucket = Versioned::open(&project.config, remote)?;
+    let (versions, jobs) = (bucket.recorded(outs), bucket.concurrency(options.jobs));
+    // What is imported is received from its source.
+    let files = objects.iter().filter(|object| !object.digest.is_dir && !object.is_imported);
+    let (found, unversioned): (Vec<&Object>, Vec<&Object>) =
+        files.partition(|object| versions.contains_key(&(object.hash, object.digest)));
     let received = transfer(project, &bucket.into_remote(versions), &found, jobs, false).await?;
     match unversioned.first() {
         Some(first) => Err(DataError::Transfer {

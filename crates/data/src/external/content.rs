@@ -12,7 +12,7 @@ use super::repository::{Kind, Node, Repository, Source, child};
 use crate::cache::Cache;
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
-use crate::remote::Remote;
+use crate::remote::versioned::open_source;
 use crate::stat::Stat;
 
 /// Files of a commit up to this size are stored without a temporary file.
@@ -81,7 +81,7 @@ impl Repository {
         if missing.is_empty() {
             return Ok(());
         }
-        let remote = match Remote::open(&data.config, None, "fetch") {
+        let remote = match open_source(&data.config, None, "fetch", data.outputs()) {
             Err(DataError::NoRemote(_)) if !data.caches.is_empty() => {
                 return Err(DataError::NotInCache(missing.iter().map(Digest::to_string).collect()));
             }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{GetOptions, ObjectMeta, ObjectStore};
 
 use super::content::place_complete;
 use crate::config::{Config, is_url, normalise};
@@ -18,8 +18,8 @@ use crate::remote::{self, Client, Failure, Settings, retried};
 use crate::schema::Options;
 use crate::stat::Stat;
 
-/// Number of files that are received at the same time by default.
-const CONCURRENT_DOWNLOADS: usize = 16;
+/// Number of files that are queried or received at the same time by default.
+const CONCURRENT_REQUESTS: usize = 16;
 
 /// The place of data.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct Location {
     /// The URL or path as it was given.
     pub written: String,
     place: Place,
+    /// Whether it is in a bucket whose versions of files are recorded.
+    keeps_versions: bool,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub struct Item {
     pub size: Option<u64>,
     /// What changes with the content: the entity tag, or on a web server without tags the time of the last change.
     pub tag: Option<String>,
+    /// The id of the version, of a file in a bucket that keeps versions.
+    pub version: Option<String>,
 }
 
 impl Location {
@@ -71,6 +75,11 @@ impl Location {
         settings.extend(options.iter().cloned());
         let settings = Settings::new(name, settings);
         let resolved = settings.url.clone();
+        let keeps_versions = settings.is_true("version_aware");
+        if keeps_versions && !resolved.starts_with("s3://") {
+            let place = redact(&resolved);
+            return Err(DataError::Config(format!("{place}: slipway supports version_aware for s3:// only")));
+        }
         let place = match resolved.split_once("://") {
             Some(("http" | "https", _)) => Place::Web { client: Client::open(&settings)?, url: resolved },
             Some(("s3" | "gs" | "azure", _)) => {
@@ -83,12 +92,17 @@ impl Location {
             }
             _ => Place::Path(normalise(&current.join(&resolved))),
         };
-        Ok(Self { written, place })
+        Ok(Self { written, place, keeps_versions })
     }
 
     /// The path, if it is on this machine.
     pub fn local(&self) -> Option<&Path> {
         if let Place::Path(path) = &self.place { Some(path) } else { None }
+    }
+
+    /// Whether versions of its files are recorded, so that old ones can be received (`version_aware`).
+    pub fn keeps_versions(&self) -> bool {
+        self.keeps_versions
     }
 
     /// The key under which DVC records the tag: `checksum` of web servers, `etag` of buckets.
@@ -106,8 +120,8 @@ impl Location {
         move |failure| DataError::Remote { url: url.clone(), reason: failure.reason() }
     }
 
-    /// The content of the file at `path` below the location.
-    async fn read(&self, path: &str) -> Result<BoxStream<'static, Result<Bytes, DataError>>, DataError> {
+    /// The content of a file below the location.
+    async fn read(&self, file: &Item) -> Result<BoxStream<'static, Result<Bytes, DataError>>, DataError> {
         match &self.place {
             Place::Path(folder) => Err(DataError::Invalid(format!("{} is not remote", folder.display()))),
             Place::Web { client, url } => {
@@ -115,9 +129,9 @@ impl Location {
                 Ok(chunks.map_err(self.failure()).boxed())
             }
             Place::Object { store, key } => {
-                let key = if path.is_empty() { key.clone() } else { Key::from(format!("{key}/{path}")) };
+                let options = GetOptions { version: file.version.clone(), ..GetOptions::default() };
+                let found = store.get_opts(&child(key, &file.path), options).await.map_err(self.error())?;
                 let failed = self.error();
-                let found = store.get(&key).await.map_err(self.error())?;
                 Ok(found.into_stream().map_err(failed).boxed())
             }
         }
@@ -128,6 +142,14 @@ impl Location {
     /// # Errors
     /// If it cannot be reached or read.
     pub async fn item(&self) -> Result<Option<Item>, DataError> {
+        self.item_at(None).await
+    }
+
+    /// What is at the location; `None` if there is nothing. `version` is the id of a version of a file in a bucket.
+    ///
+    /// # Errors
+    /// If it cannot be reached or read.
+    pub async fn item_at(&self, version: Option<&str>) -> Result<Option<Item>, DataError> {
         match &self.place {
             Place::Path(path) => {
                 let stat = Stat::of_path(path).map_err(DataError::io(path))?;
@@ -136,17 +158,18 @@ impl Location {
                     is_folder: stat.kind() == crate::stat::Kind::Folder,
                     size: Some(stat.size),
                     tag: None,
+                    version: None,
                 }))
             }
             Place::Web { client, url } => {
                 let found = client.describe(url).await.map_err(self.failure())?;
-                Ok(found.map(|(size, tag)| Item { path: String::new(), is_folder: false, size, tag }))
+                Ok(found.map(|(size, tag)| Item { path: String::new(), is_folder: false, size, tag, version: None }))
             }
-            Place::Object { store, key } => match store.head(key).await {
-                Ok(meta) => Ok(Some(item_of(&meta, String::new()))),
+            Place::Object { store, key } => match self.describe(store.as_ref(), key, "", version).await {
+                Ok(item) => Ok(Some(item)),
                 Err(object_store::Error::NotFound { .. }) => {
                     let first = store.list(Some(key)).next().await.transpose().map_err(self.error())?;
-                    Ok(first.map(|_| Item { path: String::new(), is_folder: true, size: None, tag: None }))
+                    Ok(first.map(|_| folder(String::new())))
                 }
                 Err(error) => Err(self.error()(error)),
             },
@@ -174,11 +197,45 @@ impl Location {
                     return Ok(metas.iter().map(|meta| item_of(meta, relative(&meta.location))).collect());
                 }
                 let listing = store.list_with_delimiter(Some(key)).await.map_err(self.error())?;
-                let folder = |path: &Key| Item { path: relative(path), is_folder: true, size: None, tag: None };
                 let files = listing.objects.iter().map(|meta| item_of(meta, relative(&meta.location)));
-                Ok(files.chain(listing.common_prefixes.iter().map(folder)).collect())
+                let folders = listing.common_prefixes.iter().map(|path| folder(relative(path)));
+                Ok(files.chain(folders).collect())
             }
         }
+    }
+
+    /// What a request for a file of a bucket reports about it.
+    async fn describe(
+        &self,
+        store: &dyn ObjectStore,
+        key: &Key,
+        path: &str,
+        version: Option<&str>,
+    ) -> object_store::Result<Item> {
+        let options = GetOptions { head: true, version: version.map(str::to_owned), ..GetOptions::default() };
+        let meta = store.get_opts(&child(key, path), options).await?.meta;
+        let version = meta.version.clone().filter(|_| self.keeps_versions);
+        Ok(Item { version, ..item_of(&meta, path.to_owned()) })
+    }
+
+    /// The file itself, or all files of the folder, sorted by path. Where versions are recorded, each has its version.
+    ///
+    /// # Errors
+    /// If it cannot be reached or read.
+    pub async fn files(&self, item: &Item, jobs: Option<usize>) -> Result<Vec<Item>, DataError> {
+        if !item.is_folder {
+            return Ok(vec![item.clone()]);
+        }
+        let mut files = self.list(true, usize::MAX).await?;
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let Place::Object { store, key } = &self.place else { return Ok(files) };
+        if !self.keeps_versions {
+            return Ok(files);
+        }
+        // The listing has no versions.
+        let described = files.iter().map(|file| self.describe(store.as_ref(), key, &file.path, None));
+        let described = futures_util::stream::iter(described).buffered(jobs.unwrap_or(CONCURRENT_REQUESTS).max(1));
+        described.try_collect().await.map_err(self.error())
     }
 
     /// Copies the file or folder to `target`, where it appears when it is complete.
@@ -189,12 +246,25 @@ impl Location {
         if let Place::Path(path) = &self.place {
             return place_complete(target, item.is_folder, |made| copy_path(path, made));
         }
+        self.download_files(item.is_folder, &self.files(item, jobs).await?, target, jobs).await
+    }
+
+    /// Copies files from another machine to `target`, where they appear when all are complete: below it, if they are those of a folder.
+    ///
+    /// # Errors
+    /// If they cannot be read or written.
+    pub async fn download_files(
+        &self,
+        is_folder: bool,
+        files: &[Item],
+        target: &Path,
+        jobs: Option<usize>,
+    ) -> Result<(), DataError> {
         let parent = target.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(parent).map_err(DataError::io(parent))?;
         let staging = tempfile::Builder::new().prefix(crate::incoming::TEMPORARY).tempdir_in(parent);
         let staging = staging.map_err(DataError::io(parent))?;
         let received = staging.path().join("received");
-        let files = if item.is_folder { self.list(true, usize::MAX).await? } else { vec![item.clone()] };
         let downloads = files.iter().map(|file| {
             let full = if file.path.is_empty() { received.clone() } else { received.join(&file.path) };
             async move {
@@ -205,7 +275,7 @@ impl Location {
                 let folder = full.parent().unwrap_or(Path::new("/"));
                 std::fs::create_dir_all(folder).map_err(DataError::io(folder))?;
                 let mut out = std::fs::File::create(&full).map_err(DataError::io(&full))?;
-                let mut stream = self.read(&file.path).await?;
+                let mut stream = self.read(file).await?;
                 while let Some(chunk) = stream.try_next().await? {
                     out.write_all(&chunk).map_err(DataError::io(&full))?;
                 }
@@ -213,12 +283,12 @@ impl Location {
             }
         });
         let done: Result<Vec<()>, DataError> = futures_util::stream::iter(downloads)
-            .buffer_unordered(jobs.unwrap_or(CONCURRENT_DOWNLOADS).max(1))
+            .buffer_unordered(jobs.unwrap_or(CONCURRENT_REQUESTS).max(1))
             .try_collect()
             .await;
         done?;
-        place_complete(target, item.is_folder, |made| {
-            if item.is_folder {
+        place_complete(target, is_folder, |made| {
+            if is_folder {
                 std::fs::remove_dir(made).map_err(DataError::io(made))?;
             }
             std::fs::rename(&received, made).map_err(DataError::io(made))
@@ -232,7 +302,16 @@ fn item_of(meta: &ObjectMeta, path: String) -> Item {
         Some(tag) => tag.trim_matches('"').to_owned(),
         None => meta.last_modified.timestamp().to_string(),
     };
-    Item { path, is_folder: false, size: Some(meta.size), tag: Some(tag) }
+    Item { path, is_folder: false, size: Some(meta.size), tag: Some(tag), version: None }
+}
+
+fn folder(path: String) -> Item {
+    Item { path, is_folder: true, size: None, tag: None, version: None }
+}
+
+/// The key of a file below another; of that itself, if `path` is empty.
+fn child(key: &Key, path: &str) -> Key {
+    if path.is_empty() { key.clone() } else { Key::from(format!("{key}/{path}")) }
 }
 
 fn list_path(root: &Path, folder: &str, recursive: bool, depth: usize, items: &mut Vec<Item>) -> Result<(), DataError> {
@@ -251,7 +330,7 @@ fn list_path(root: &Path, folder: &str, recursive: bool, depth: usize, items: &m
         if is_folder && recursive && depth > 1 {
             list_path(root, &path, recursive, depth - 1, items)?;
         } else {
-            items.push(Item { path, is_folder, size: Some(stat.size), tag: None });
+            items.push(Item { path, is_folder, size: Some(stat.size), tag: None, version: None });
         }
     }
     Ok(())

@@ -92,6 +92,13 @@ pub(super) struct Data {
     outs: BTreeMap<String, Output>,
 }
 
+impl Data {
+    /// The outputs by their path below the project's root.
+    pub(super) fn outputs(&self) -> impl Iterator<Item = (String, &Output)> {
+        self.outs.iter().filter_map(|(path, out)| Some((below(path, &self.root)?.to_owned(), out)))
+    }
+}
+
 /// A repository at a revision.
 #[derive(Debug)]
 pub struct Repository {
@@ -334,6 +341,9 @@ impl Repository {
         let known = self.manifests.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
         if known.is_some() {
             return Ok(known);
+        }
+        if let Some(listed) = out.manifest() {
+            return Ok(Some(Arc::new(listed)));
         }
         // Only a part of the folder may be imported, so its manifest is not kept with what is received.
         let folder = tempfile::tempdir().map_err(DataError::io(std::env::temp_dir()))?;

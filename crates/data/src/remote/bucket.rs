@@ -173,8 +173,11 @@ fn gs(settings: &Settings, bucket: &str) -> Opened {
         builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
     }
     let http = HttpFactory::with_tls(tls_of(settings)?, endpoint.is_some_and(|url| url.starts_with("http://")));
-    let anonymous = settings.is_true("allow_anonymous_login");
-    opened(settings, builder.with_skip_signature(anonymous).with_http_connector(http).build())
+    if settings.is_true("allow_anonymous_login") {
+        // Uploads use the credentials also without signatures, and would search for some.
+        builder = builder.with_skip_signature(true).with_bearer_token("");
+    }
+    opened(settings, builder.with_http_connector(http).build())
 }
 
 /// Opens a container of Azure.
@@ -212,6 +215,10 @@ fn azure(settings: &Settings, container: &str) -> Opened {
             other => return Err(settings.invalid("connection_string", &format!("'{other}' is unknown"))),
         };
         allow_http |= value.starts_with("http://") || key == AzureConfigKey::UseEmulator;
+        if key == AzureConfigKey::Endpoint {
+            // A connection string with a shared access signature does not name the account otherwise. All other values have precedence.
+            values.insert(0, (AzureConfigKey::AccountName, account_of(value)));
+        }
         values.push((key, Some(value.to_owned())));
     }
     for (key, value) in values {
@@ -225,6 +232,16 @@ fn azure(settings: &Settings, container: &str) -> Opened {
     let anonymous = settings.is_true("allow_anonymous_login");
     let builder = builder.with_allow_http(allow_http).with_skip_signature(anonymous).with_http_connector(http);
     opened(settings, builder.build())
+}
+
+/// The account of an endpoint: the first part of the host, as in `https://ACCOUNT.blob.core.windows.net`, or else of the path after an IP address.
+fn account_of(endpoint: &str) -> Option<String> {
+    let (_, rest) = endpoint.split_once("://")?;
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let name = host.split_once('.').map_or(host, |(name, _)| name);
+    let is_address = host.split(':').next().is_some_and(|host| host.parse::<std::net::Ipv4Addr>().is_ok());
+    let account = if is_address || host.starts_with('[') { path.split('/').next()? } else { name };
+    (!account.is_empty()).then(|| account.to_owned())
 }
 
 /// The bucket and the folder in it that the URL names.
@@ -362,5 +379,23 @@ impl Backend for Bucket {
                 Err(failure) => Err(failure),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::account_of;
+
+    #[test]
+    fn the_account_of_an_endpoint_is_in_its_host_or_path() {
+        for (endpoint, account) in [
+            ("https://team.blob.core.windows.net/", Some("team")),
+            ("http://127.0.0.1:10000/devstoreaccount1", Some("devstoreaccount1")),
+            ("http://[::1]:10000/team/", Some("team")),
+            ("http://127.0.0.1:10000", None),
+            ("team", None),
+        ] {
+            assert_eq!(account_of(endpoint).as_deref(), account, "{endpoint}");
+        }
     }
 }

@@ -114,15 +114,14 @@ impl Remote {
     ) -> Result<HashSet<(HashName, Digest)>, DataError> {
         match &self.kind {
             Kind::Folder { current, legacy, .. } => {
-                use rayon::prelude::*;
-                let has = |object: &(HashName, Digest)| match object.0 {
-                    HashName::Md5 => current.contains(&object.1),
-                    HashName::Dos2Unix => legacy.contains(&object.1),
-                };
-                objects
-                    .par_iter()
-                    .filter_map(|object| has(object).map(|has| has.then_some(*object)).transpose())
-                    .collect()
+                let mut found = HashSet::new();
+                for (hash, folder) in [(HashName::Md5, current), (HashName::Dos2Unix, legacy)] {
+                    let digests: Vec<Digest> =
+                        objects.iter().filter(|object| object.0 == hash).map(|object| object.1).collect();
+                    let existing = digests.iter().zip(folder.contains_all(&digests)?).filter(|(_, exists)| *exists);
+                    found.extend(existing.map(|(digest, _)| (hash, *digest)));
+                }
+                Ok(found)
             }
             Kind::Other(backend) if objects.len() >= backend.list_from() => {
                 let mut all = HashSet::new();

@@ -17,7 +17,10 @@ use crate::error::DataError;
 use crate::hash::Hasher;
 use crate::model::{Digest, HashName};
 use crate::schema;
-use crate::stage::CloudVersion;
+use crate::stage::{CloudVersion, Output};
+
+/// Objects that are versions of files in a bucket: the path and the id of each.
+pub(crate) type Recorded = HashMap<(HashName, Digest), (String, String)>;
 
 /// A bucket that keeps all versions of its files.
 #[derive(Debug)]
@@ -52,6 +55,25 @@ pub(crate) fn is_versioned(config: &Config, name: Option<&str>) -> Result<bool, 
 /// As [`is_versioned`].
 pub(crate) fn is_worktree(config: &Config, name: &str) -> Result<bool, DataError> {
     Ok(is_versioned(config, Some(name))? && Settings::new(name, resolve(config, name)?).is_true("worktree"))
+}
+
+/// Opens a remote, or the default one, to receive the data of outputs from it, also one that keeps versions. Each output comes with its path from
+/// the root of its project. `command` is part of the message when there is no remote.
+///
+/// # Errors
+/// As [`Remote::open`].
+pub(crate) fn open_source<'a>(
+    config: &Config,
+    name: Option<&str>,
+    command: &str,
+    outs: impl Iterator<Item = (String, &'a Output)>,
+) -> Result<Remote, DataError> {
+    if !is_versioned(config, name)? {
+        return Remote::open(config, name, command);
+    }
+    let bucket = Versioned::open(config, name)?;
+    let versions = bucket.recorded(outs);
+    Ok(bucket.into_remote(versions))
 }
 
 impl Versioned {
@@ -152,8 +174,26 @@ impl Versioned {
         Ok((digest, meta.size, cloud))
     }
 
-    /// The versions of files as a remote with objects: `versions` has the path and the version of each.
-    pub(crate) fn into_remote(self, versions: HashMap<(HashName, Digest), (String, String)>) -> Remote {
+    /// The versions in this bucket that outputs record: the path and the id of each. An output comes with its path from the root of its project.
+    pub(crate) fn recorded<'a>(&self, outs: impl Iterator<Item = (String, &'a Output)>) -> Recorded {
+        let mut versions = HashMap::new();
+        let mut insert = |path: String, object: (HashName, Digest), cloud: Option<&CloudVersion>| {
+            let version = cloud.filter(|cloud| cloud.remote == self.name).and_then(|cloud| cloud.version.clone());
+            versions.extend(version.map(|version| (object, (path, version))));
+        };
+        for (path, out) in outs {
+            for file in out.files.iter().flatten() {
+                insert(format!("{path}/{}", file.path), (out.hash, file.digest), file.cloud.as_ref());
+            }
+            if let Some(digest) = out.digest.filter(|digest| !digest.is_dir) {
+                insert(path, (out.hash, digest), out.cloud.as_ref());
+            }
+        }
+        versions
+    }
+
+    /// Recorded versions as a remote with objects.
+    pub(crate) fn into_remote(self, versions: Recorded) -> Remote {
         let Self { name, url, jobs, bucket } = self;
         let versions = versions.into_iter().map(|(object, version)| (path_of(&object), version)).collect();
         Remote { name, jobs, url, kind: Kind::Other(Box::new(Versions { bucket, versions })) }

@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
 use crate::project::{DVC_DIR, cache_dir};
-use crate::remote::Remote;
+use crate::remote::versioned::open_source;
+use crate::stage::Output;
 
 /// Number of objects that are requested between two reports of progress.
 const BATCH: usize = 200;
@@ -143,6 +144,10 @@ impl Depot {
             }
             Tracked::Output { output, part, file, project } => (output, part, file, project),
         };
+        let path_in_project = |path: &Path| {
+            path.strip_prefix(repository.git.root().join(&project)).ok().map(|path| path.to_string_lossy().into_owned())
+        };
+        let in_project = output.path.as_deref().and_then(path_in_project).unwrap_or_default();
         let local = version.credentials.config.as_deref();
         let mut config = repository.config(&project, &self.root.join("configs"), local)?.load()?;
         if self.only_remote {
@@ -150,14 +155,18 @@ impl Depot {
         }
         let dvc_dir = repository.work_tree.as_ref().map(|root| root.join(&project).join(DVC_DIR));
         let local = dvc_dir.map(|dvc_dir| Cache::new(&cache_dir(&config, &dvc_dir), output.hash, false));
-        let sources = Sources { config, local, remote: output.remote.clone(), hash: output.hash };
+        let listed = output.manifest();
+        let sources = Sources { config, local, output: (in_project, *output) };
+        let output = &sources.output.1;
         let digest = output.digest.ok_or_else(|| name.untracked("; its digest is not recorded yet"))?;
         // A manifest is kept until it is linked into the tree.
         let kept = self.keep(vec![(output.hash, digest)]);
-        if digest.is_dir && !self.cache(output.hash).contains(&digest)? {
+        if let Some(listed) = &listed {
+            self.cache(output.hash).put_manifest(listed)?;
+        } else if digest.is_dir && !self.cache(output.hash).contains(&digest)? {
             self.receive(&sources, &[digest], &name, &|_| ()).await?;
         }
-        let content = Content::of_output(&output, &part, self.cache(output.hash))?;
+        let content = Content::of_output(output, &part, self.cache(output.hash))?;
         let content = content.ok_or_else(|| name.untracked("; the tracked folder does not contain it"))?;
         Ok(Resolved { name, file, content, sources: Some(sources), kept: Some(kept) })
     }
@@ -282,7 +291,8 @@ impl Depot {
         version: &Name,
         report: &(dyn Fn(usize) + Sync),
     ) -> Result<(), DataError> {
-        let cache = self.cache(sources.hash);
+        let (path, output) = &sources.output;
+        let cache = self.cache(output.hash);
         let (mut near, mut far) = (Vec::new(), Vec::new());
         for digest in objects {
             match &sources.local {
@@ -293,15 +303,20 @@ impl Depot {
         let mut remote = None;
         if let Some(first) = far.first().map(Digest::to_string) {
             let unavailable = |why: String| version.unavailable(far.len(), objects.len(), &first, why);
-            let opened = Remote::open(&sources.config, sources.remote.as_deref(), "fetch");
+            let opened = open_source(
+                &sources.config,
+                output.remote.as_deref(),
+                "fetch",
+                std::iter::once((path.clone(), output)),
+            );
             let opened = opened.map_err(|error| unavailable(error.to_string()))?;
             if self.only_remote && opened.is_folder() {
                 return Err(unavailable(format!("remote '{}' is a folder of another machine", opened.name)));
             }
-            let ids: Vec<_> = far.iter().map(|digest| (sources.hash, *digest)).collect();
+            let ids: Vec<_> = far.iter().map(|digest| (output.hash, *digest)).collect();
             let existing = opened.existing(&ids, opened.concurrency(None)).await;
             let existing = existing.map_err(|error| unavailable(error.to_string()))?;
-            let lacking: Vec<_> = far.iter().filter(|digest| !existing.contains(&(sources.hash, **digest))).collect();
+            let lacking: Vec<_> = far.iter().filter(|digest| !existing.contains(&(output.hash, **digest))).collect();
             if let Some(first) = lacking.first() {
                 let why = format!("remote '{}' does not have it", opened.name);
                 return Err(version.unavailable(lacking.len(), objects.len(), &first.to_string(), why));
@@ -423,9 +438,8 @@ struct Sources {
     config: Config,
     /// The project's own cache, if the project is on this machine.
     local: Option<Cache>,
-    /// The only remote that has them.
-    remote: Option<String>,
-    hash: HashName,
+    /// The output, which names the algorithm, its remote and the versions in a bucket, with its path from the root of the project.
+    output: (String, Output),
 }
 
 fn objects(cache: &Cache) -> Result<HashSet<Digest>, DataError> {

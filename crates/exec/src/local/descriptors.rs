@@ -18,7 +18,7 @@ pub fn raise_limit() {
 }
 
 /// The soft limit for runs; `None` if this process did not raise its own limit, or had none.
-pub(super) fn limit_for_runs() -> Option<u64> {
+pub fn limit_for_runs() -> Option<u64> {
     ORIGINAL_SOFT_LIMIT.get().copied().flatten()
 }
 

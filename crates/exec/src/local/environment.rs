@@ -5,6 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
+use std::path::Path;
 
 use super::Inner;
 use crate::{ExecError, Manifest, TokenRequest, tracked_id};
@@ -111,7 +112,7 @@ fn is_inherited(name: &OsStr, additional: &[String]) -> bool {
 
 /// Selects the variables that a run inherits. `additional` are names from the server's settings; these variables are inherited even if
 /// they look like credentials.
-pub(super) fn inherited(
+pub fn inherited(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     additional: &[String],
 ) -> Vec<(OsString, OsString)> {
@@ -142,29 +143,40 @@ impl Inner {
         self.settings.mint.as_ref().map(|mint| ("MLFLOW_TRACKING_TOKEN".into(), mint(request)))
     }
 
-    /// The value of a secret: the content of the file `NAME/KEY` in the secrets folder.
+    /// The value of a secret that a variable of the manifest refers to.
     fn secret(&self, variable: &str, source: &serde_json::Value) -> Result<String, ExecError> {
         let key = &source["secretKeyRef"];
-        let file_name = |v: &serde_json::Value| {
-            v.as_str().filter(|t| !t.is_empty() && !t.starts_with('.') && !t.contains(['/', '\0'])).map(str::to_owned)
-        };
-        let (Some(name), Some(key)) = (file_name(&key["name"]), file_name(&key["key"])) else {
+        let (Some(name), Some(key)) = (key["name"].as_str(), key["key"].as_str()) else {
             return Err(ExecError::Manifest(format!(
                 "spec.env: the valueFrom of {variable} needs a cluster; a single machine supports secretKeyRef only"
             )));
         };
-        let path = self.settings.secrets.join(&name).join(&key);
-        let unusable = |why: String| {
-            ExecError::Manifest(format!("spec.env: cannot read the secret of {variable}: {}: {why}", path.display()))
-        };
-        let file = std::fs::File::open(&path).map_err(|e| unusable(e.to_string()))?;
-        let mut text = String::new();
-        file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text).map_err(|e| unusable(e.to_string()))?;
-        if text.len() as u64 > MAX_SECRET_BYTES || text.contains('\0') {
-            return Err(unusable(format!("the file has more than {MAX_SECRET_BYTES} bytes, or is not text")));
-        }
-        Ok(text.trim_end_matches('\n').to_owned())
+        secret(&self.settings.secrets, name, key)
+            .map_err(|reason| ExecError::Manifest(format!("spec.env: cannot read the secret of {variable}: {reason}")))
     }
+}
+
+/// The value of a secret: the content of the file `NAME/KEY` in the folder of secrets, without line feeds at its end.
+///
+/// # Errors
+/// The reason, with the path of the file but nothing of its content.
+pub fn secret(secrets: &Path, name: &str, key: &str) -> Result<String, String> {
+    if ![name, key].iter().all(|part| is_file_name(part)) {
+        return Err(format!("'{name}' and '{key}' cannot be names of a folder and a file"));
+    }
+    let path = secrets.join(name).join(key);
+    let unusable = |why: String| format!("{}: {why}", path.display());
+    let file = std::fs::File::open(&path).map_err(|e| unusable(e.to_string()))?;
+    let mut text = String::new();
+    file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text).map_err(|e| unusable(e.to_string()))?;
+    if text.len() as u64 > MAX_SECRET_BYTES || text.contains('\0') {
+        return Err(unusable(format!("the file has more than {MAX_SECRET_BYTES} bytes, or is not text")));
+    }
+    Ok(text.trim_end_matches('\n').to_owned())
+}
+
+fn is_file_name(text: &str) -> bool {
+    !text.is_empty() && !text.starts_with('.') && !text.contains(['/', '\0'])
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::Stream;
 
-use super::{LocalProcesses, POLL_INTERVAL, blocking, supervisor};
+use super::{POLL_INTERVAL, blocking, supervisor};
 use crate::lifecycle::Observation;
 use crate::{ExecError, LogQuery};
 
@@ -31,15 +31,15 @@ struct LogChunk {
     bytes: Bytes,
 }
 
-/// Streams a log from the position that the query selects. If the query follows, the stream continues as the log grows.
-pub(super) fn tail(
-    this: LocalProcesses,
-    name: String,
+/// Streams the log in an attempt's folder from the position that the query selects. If the query follows, the stream continues as the
+/// log grows, until the attempt has ended, or will not start because its run `is_finished`.
+pub fn tail(
     attempt: PathBuf,
     query: LogQuery,
-) -> impl Stream<Item = Result<Bytes, ExecError>> {
+    is_finished: impl Fn() -> bool + Clone + Send + 'static,
+) -> impl Stream<Item = Result<Bytes, ExecError>> + Send {
     futures_util::stream::unfold(Position::Start, move |position| {
-        let (this, name, attempt) = (this.clone(), name.clone(), attempt.clone());
+        let (is_finished, attempt) = (is_finished.clone(), attempt.clone());
         async move {
             let mut at = match position {
                 Position::Start => None,
@@ -48,7 +48,7 @@ pub(super) fn tail(
             };
             loop {
                 // Check before reading: output that is written before the run ends must still be read.
-                let finished = this.inner.runs.get(&name).is_none_or(|run| run.status.phase.is_final());
+                let finished = is_finished();
                 let attempt = attempt.clone();
                 let chunk = match blocking(move || read(&attempt, at, query.tail)).await {
                     Ok(chunk) => chunk,
@@ -76,7 +76,8 @@ fn read(attempt: &Path, at: Option<u64>, lines: Option<u64>) -> Result<Option<Lo
     if !path.exists() {
         return Ok(None);
     }
-    let is_final = matches!(supervisor::observe(attempt), Observation::Finished { .. });
+    let has_ended = || matches!(supervisor::observe(attempt), Observation::Finished { .. });
+    let is_final = supervisor::has_started(attempt) && has_ended();
     match read_log(&path, at, lines) {
         Ok((from, bytes)) => Ok(Some(LogChunk { is_final, from, bytes })),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

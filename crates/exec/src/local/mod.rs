@@ -8,12 +8,12 @@
 
 mod data;
 pub mod descriptors;
-mod environment;
-mod log;
+pub mod environment;
+pub mod log;
 mod reconcile;
 mod room;
 mod runs;
-mod supervisor;
+pub mod supervisor;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -301,7 +301,9 @@ impl Executor for LocalProcesses {
             if number > newest && !query.follow {
                 return Err(ExecError::NotNow(format!("attempt {number} of run '{name}' has not started")));
             }
-            Ok(log::tail(self.clone(), name.to_owned(), attempt, query).boxed())
+            let (this, name) = (self.clone(), name.to_owned());
+            let is_finished = move || this.inner.runs.get(&name).is_none_or(|run| run.status.phase.is_final());
+            Ok(log::tail(attempt, query, is_finished).boxed())
         })
     }
 }

@@ -239,6 +239,7 @@ fn start(
         gpus,
         demand: (demand.processors, demand.bytes),
         descriptors: super::descriptors::limit_for_runs(),
+        log_limit: None,
     };
     let text = serde_json::to_vec(&task).map_err(|e| ExecError::Manifest(e.to_string()))?;
     files::replace(&attempt.join("task.json"), &text).map_err(ExecError::io("writing the attempt"))?;

@@ -3,6 +3,18 @@
 //!
 //! The server passes a locked file as standard input. The lock is held as long as the supervisor keeps the file open, so it shows
 //! reliably whether the supervisor is alive, even when process ids are reused.
+//!
+//! The files of an attempt are a contract: other supervisors may keep it, such as the warm Python workers of pipelines.
+//!
+//! | file | written | contents |
+//! |---|---|---|
+//! | `task.json` | before the start | [`Task`] |
+//! | `lock` | before the start | locked while the supervisor is alive |
+//! | `started` | before the program starts | nothing; whoever creates it may start the program, so no program is started twice |
+//! | `stop` | by the server, to stop the attempt | nothing; a program that has not started is not started any more |
+//! | `process.json` | after the program has started | the processes |
+//! | `log` | by the program | its standard output and standard error |
+//! | `end.json` | at the end | how it ended |
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -11,10 +23,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
 use slipway_core::clock::now_ms;
 use slipway_core::files;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,24 +36,34 @@ use super::descriptors;
 use crate::ExecError;
 use crate::lifecycle::{Observation, Outcome};
 
+/// Interval at which the size of a limited log is checked.
+const LOG_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// Interval at which [`wait`] polls while the supervisor has not recorded its process id yet.
+const START_POLL_INTERVAL: Duration = Duration::from_millis(5);
+
 /// Content of `task.json`: what the supervisor runs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Task {
-    pub(super) program: String,
-    pub(super) args: Vec<String>,
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Task {
+    /// The program: a path, or a name that is searched in `PATH`.
+    pub program: String,
+    /// Its arguments.
+    pub args: Vec<String>,
     /// Working directory; the supervisor's own if unset.
-    pub(super) folder: Option<PathBuf>,
+    pub folder: Option<PathBuf>,
     /// Milliseconds after which the program is stopped; no limit if unset.
-    pub(super) limit: Option<i64>,
+    pub limit: Option<i64>,
     /// Milliseconds between SIGTERM and SIGKILL.
-    pub(super) grace: u64,
+    pub grace: u64,
     /// Devices that the attempt holds until it ends.
-    pub(super) gpus: Vec<super::Device>,
+    pub gpus: Vec<super::Device>,
     /// Reserved processors, and reserved bytes of memory.
-    pub(super) demand: (f64, f64),
+    pub demand: (f64, f64),
     /// Soft limit of open file descriptors for the program; the supervisor's own if unset.
     #[serde(default)]
-    pub(super) descriptors: Option<u64>,
+    pub descriptors: Option<u64>,
+    /// Maximum bytes of the log; later output is discarded. No limit if unset.
+    #[serde(default)]
+    pub log_limit: Option<u64>,
 }
 
 /// Content of `process.json`: the processes of the attempt.
@@ -75,7 +99,7 @@ enum RecordedOutcome {
 }
 
 /// Environment variables: names and values.
-pub(super) type Environment = Vec<(std::ffi::OsString, std::ffi::OsString)>;
+pub type Environment = Vec<(std::ffi::OsString, std::ffi::OsString)>;
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
@@ -88,11 +112,17 @@ fn write<T: Serialize>(path: &Path, value: &T) -> std::io::Result<()> {
 /// Starts a supervisor for an attempt whose folder contains a `task.json`. The supervisor gets only `environment` and nothing of this
 /// process's environment, because the program inherits it and can read it in `/proc`. The variables may hold secrets, so they are
 /// passed in memory and never written to a file.
-pub(super) fn spawn(program: &Path, attempt: &Path, environment: Environment) -> Result<(), ExecError> {
+///
+/// # Errors
+/// [`ExecError::Io`] when the files of the attempt cannot be created, or another supervisor holds its lock; [`ExecError::Spawn`] when the
+/// supervisor cannot be started.
+pub fn spawn(program: &Path, attempt: &Path, environment: Environment) -> Result<(), ExecError> {
     let lock = std::fs::File::create(attempt.join("lock")).map_err(ExecError::io("locking the attempt"))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive)
         .map_err(|e| ExecError::Io { what: "locking the attempt".into(), source: e.into() })?;
-    let log = std::fs::File::create(attempt.join("log")).map_err(ExecError::io("creating the log"))?;
+    // Appending, so that the program continues at the end of a log that was cut.
+    let log = std::fs::File::options().create(true).append(true).open(attempt.join("log"));
+    let log = log.map_err(ExecError::io("creating the log"))?;
     let errors = log.try_clone().map_err(ExecError::io("creating the log"))?;
     let mut command = Command::new(program);
     command
@@ -111,7 +141,7 @@ pub(super) fn spawn(program: &Path, attempt: &Path, environment: Environment) ->
 }
 
 /// Observes an attempt by its files and its lock. Blocks.
-pub(super) fn observe(attempt: &Path) -> Observation {
+pub fn observe(attempt: &Path) -> Observation {
     let node = super::node_name();
     let finished = |record: EndRecord| {
         let outcome = match record.how {
@@ -152,6 +182,44 @@ pub(super) fn observe(attempt: &Path) -> Observation {
     Observation::Finished { started_at, finished_at: now_ms(), node, outcome }
 }
 
+/// Waits until an attempt has ended, without polling once its supervisor has recorded its process id.
+///
+/// # Errors
+/// [`ExecError::Io`] when the system cannot observe processes.
+pub async fn wait(attempt: &Path) -> Result<Observation, ExecError> {
+    let io = || ExecError::io("waiting for the supervisor of an attempt");
+    loop {
+        let folder = attempt.to_owned();
+        let (observed, supervisor) = super::blocking(move || {
+            let supervisor = read::<Process>(&folder.join("process.json")).and_then(|p| Pid::from_raw(p.supervisor));
+            // Fails if it has just ended, which the observation finds.
+            let descriptor = supervisor.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
+            // Observed after the descriptor was opened: if the lock is still held, the descriptor is that of the supervisor, even when
+            // process ids are reused.
+            Ok((observe(&folder), descriptor))
+        })
+        .await?;
+        if let Observation::Finished { .. } = observed {
+            return Ok(observed);
+        }
+        match supervisor {
+            Some(descriptor) => {
+                // Deprecated for types whose descriptor may change; an `OwnedFd` keeps its descriptor.
+                #[allow(deprecated)]
+                let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE).map_err(io())?;
+                let _guard = descriptor.readable().await.map_err(io())?;
+            }
+            None => tokio::time::sleep(START_POLL_INTERVAL).await,
+        }
+    }
+}
+
+/// Whether a program may have been started for an attempt: it must not be started again.
+pub fn has_started(attempt: &Path) -> bool {
+    // The order matters: a supervisor that ends between the first two checks has created the file.
+    is_locked(attempt) || ["started", "end.json"].iter().any(|file| attempt.join(file).exists())
+}
+
 /// Kills the processes whose output goes to this log, which only the program of the attempt and its children do. Their ids are not known
 /// if the supervisor died before it recorded them, or if they left the program's process group.
 fn kill_writers(log: &Path) {
@@ -186,7 +254,7 @@ fn is_locked(attempt: &Path) -> bool {
 }
 
 /// Sends SIGTERM to a supervisor, which then stops its program. Blocks.
-pub(super) fn stop(attempt: &Path) {
+pub fn stop(attempt: &Path) {
     let process: Option<Process> = read(&attempt.join("process.json"));
     if let Some(pid) = process.and_then(|p| Pid::from_raw(p.supervisor)).filter(|_| is_locked(attempt)) {
         let _ = kill_process(pid, Signal::TERM); // fails if the supervisor has already ended, which is fine
@@ -221,6 +289,11 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
     if let Some(folder) = &task.folder {
         command.current_dir(folder);
     }
+    std::fs::File::create_new(attempt.join("started")).map_err(io("claiming the start"))?;
+    if attempt.join("stop").exists() {
+        let record = EndRecord { since: None, at: now_ms(), how: RecordedOutcome::Stopped };
+        return write(&attempt.join("end.json"), &record).map_err(io("writing end.json"));
+    }
     let since = now_ms();
     let record = match command.spawn() {
         Err(error) => {
@@ -239,8 +312,10 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
                     None => std::future::pending().await,
                 }
             };
+            let log = attempt.join("log");
             let how = tokio::select! {
                 status = child.wait() => recorded_outcome(status.map_err(io("waiting for the program"))?),
+                () = cut_log(&log, task.log_limit) => RecordedOutcome::Stopped, // it never ends
                 () = limit => { terminate(group, &mut child, task.grace).await; RecordedOutcome::TimedOut }
                 _ = terminated.recv() => { terminate(group, &mut child, task.grace).await; RecordedOutcome::Stopped }
             };
@@ -248,10 +323,30 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
             if let Some(group) = group {
                 let _ = kill_process_group(group, Signal::KILL);
             }
+            if let Some(limit) = task.log_limit {
+                shorten(&log, limit);
+            }
             EndRecord { since: Some(since), at: now_ms(), how }
         }
     };
     write(&attempt.join("end.json"), &record).map_err(io("writing end.json"))
+}
+
+/// Cuts a log whenever it is longer than the limit. Never ends.
+async fn cut_log(log: &Path, limit: Option<u64>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    let mut ticks = tokio::time::interval(LOG_CHECK_INTERVAL);
+    loop {
+        ticks.tick().await;
+        shorten(log, limit);
+    }
+}
+
+/// Cuts the log to the limit. Best effort: a log that cannot be cut only needs more of the disk.
+fn shorten(log: &Path, limit: u64) {
+    if std::fs::metadata(log).is_ok_and(|m| m.len() > limit) {
+        let _ = std::fs::File::options().write(true).open(log).and_then(|f| f.set_len(limit));
+    }
 }
 
 /// Sends SIGTERM to the program, and SIGKILL after `grace` milliseconds.

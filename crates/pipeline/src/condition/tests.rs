@@ -91,6 +91,16 @@ fn faults_are_found_before_the_evaluation() {
     }
     Condition::parse(&format!("{}true{}", "(".repeat(200), ")".repeat(200))).unwrap_err();
     Condition::parse(&"!".repeat(MAX_BYTES + 1)).unwrap_err();
+    for chain in ["1 + ", "!", "-", "(", "[", "a.", "true ? true : ", "true || "] {
+        drop(Condition::parse(&(chain.repeat(MAX_BYTES / chain.len() - 1) + "1")));
+    }
+}
+
+#[test]
+fn a_long_chain_of_alternatives_is_evaluated() {
+    let others: Vec<String> = (0..60).map(|i| format!("!(inputs.parameter_values['type'] == 'option-{i}')")).collect();
+    let text = format!("{} && inputs.parameter_values['type'] == 'foo'", others.join(" && "));
+    assert_eq!(evaluate(&text, &[("type", json!("foo"))]), Ok(true));
 }
 
 #[test]

@@ -18,8 +18,8 @@ use crate::error::Error;
 
 /// Maximum bytes of a file.
 pub const MAX_BYTES: usize = 10 << 20;
-/// Maximum depth of objects and lists.
-const MAX_DEPTH: usize = 100;
+/// Maximum depth of objects and lists. Readers recurse, and a thread has 2 MiB of stack. Protobuf's own limit for values is about as low.
+const MAX_DEPTH: usize = 48;
 /// Maximum number of scalars, lists and objects.
 const MAX_NODES: usize = 2_000_000;
 /// Maximum number of nodes that aliases repeat.
@@ -57,7 +57,22 @@ pub fn read(text: &str) -> Result<Document, Error> {
 /// # Errors
 /// [`Error::Specification`] with all faults, one per line, as `PATH: REASON`.
 pub fn read_json(value: Value) -> Result<Document, Error> {
+    if !is_within(&value, MAX_DEPTH) {
+        return Err(Error::Specification(format!(
+            "the pipeline has more than {MAX_DEPTH} objects and lists inside each other"
+        )));
+    }
     document(vec![Node::from(value)])
+}
+
+/// Whether objects and lists are not nested more deeply.
+fn is_within(value: &Value, depth: usize) -> bool {
+    let mut parts: Box<dyn Iterator<Item = &Value>> = match value {
+        Value::Array(values) => Box::new(values.iter()),
+        Value::Object(fields) => Box::new(fields.values()),
+        _ => return true,
+    };
+    depth > 0 && parts.all(|part| is_within(part, depth - 1))
 }
 
 fn parse(text: &str) -> Result<Vec<Node>, Error> {

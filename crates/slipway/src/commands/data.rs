@@ -414,7 +414,10 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
         is_clean = changes.is_empty();
         message = format!("Cache and remote '{remote}' are in sync.\n");
     } else {
-        let (stages, total) = status::status(project, &targets, options.transfer.recursive, !options.no_updates)?;
+        let (stages, total) = match options.no_updates {
+            true => status::status(project, &targets, options.transfer.recursive)?,
+            false => status::status_with_updates(project, &targets, options.transfer.recursive).await?,
+        };
         let mut lines = String::new();
         let mut members = Vec::new();
         for stage in &stages {

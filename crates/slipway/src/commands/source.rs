@@ -34,7 +34,7 @@ pub(super) fn source(folder: &Path) -> Result<Option<Source>, DataError> {
     let below_root = |path: &Path| path.strip_prefix(root).unwrap_or(path).display().to_string();
     // Paths are shown relative to the root of the project here, wherever the run is.
     project.current.clone_from(&project.root);
-    let (changed, _) = status(&mut project, &[], false, false)?;
+    let (changed, _) = status(&mut project, &[], false)?;
     let changed: BTreeMap<String, Change> = changed.into_iter().flat_map(|stage| stage.outs).collect();
     let mut source = Source {
         commit: head.commit,

@@ -216,8 +216,8 @@ pub(crate) struct ImportUrl {
     /// Replace what is there
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// Record versions of the bucket (not supported)
-    #[arg(long, hide = true)]
+    /// Record the versions of the files in an S3 bucket that keeps them, and receive exactly these later
+    #[arg(long, conflicts_with = "to_remote")]
     pub(crate) version_aware: bool,
     /// Options of the service
     #[arg(long, value_name = "NAME=VALUE", num_args = 0.., value_parser = pair)]
@@ -231,7 +231,7 @@ pub(crate) struct ImportUrl {
 /// Options of `data update`.
 #[derive(Debug, Args)]
 pub(crate) struct Update {
-    /// Branch, tag or commit to follow
+    /// Branch, tag or commit to follow; of a file in a bucket with versions, the id of the version
     #[arg(long, value_name = "COMMIT")]
     pub(crate) rev: Option<String>,
     /// The targets are folders; take all .dvc files in them

@@ -91,11 +91,6 @@ async fn import_url(
     options: cli::ImportUrl,
     open: &dyn Fn() -> Result<Project, DataError>,
 ) -> Result<(), DataError> {
-    if options.version_aware {
-        let reason =
-            "versions of buckets are not supported; without --version-aware, the tag of each object is recorded";
-        return Err(DataError::Invalid(reason.into()));
-    }
     let how = import::Options {
         out: options.out,
         force: options.force,
@@ -103,6 +98,7 @@ async fn import_url(
         no_download: options.no_download,
         to_remote: options.to_remote.then_some(options.remote),
         jobs: options.jobs,
+        version_aware: options.version_aware,
     };
     let mut project = open()?;
     let files = import::import_url(&mut project, &options.url, &options.fs_config, &how, &Terminal(context)).await?;

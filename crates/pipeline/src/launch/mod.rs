@@ -1,5 +1,7 @@
 //! The seam to what executes tasks: processes of this machine, or pods.
 
+pub mod local;
+
 use futures_util::future::BoxFuture;
 use slipway_exec::LogStream;
 

@@ -1,0 +1,157 @@
+//! The files of an attempt.
+//!
+//! ```text
+//! RUN/workspace                        the workspace of the run
+//! RUN/TASK/1/launch.json               where the inputs and outputs of the attempt are
+//! RUN/TASK/1/{lock,started,stop,process.json,end.json,log}   the supervisor's (slipway_exec::local::supervisor)
+//! RUN/TASK/1/{work,tmp,packages,outputs,volumes,program}     folders of the program
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use slipway_core::{files, hex};
+
+use crate::launch::AttemptId;
+use crate::model::{Artifact, Launch};
+use crate::placeholder::{Paths, Place};
+
+/// Maximum characters of a task's path in the name of its folder.
+const MAX_NAME_LENGTH: usize = 60;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Attempt {
+    pub(super) folder: PathBuf,
+}
+
+/// A text as the name of a folder. Different texts can have the same name.
+pub(super) fn file_name(text: &str) -> String {
+    let name: String = text
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
+        .take(MAX_NAME_LENGTH)
+        .collect();
+    let name = name.trim_start_matches('.');
+    if name.is_empty() { "-".to_owned() } else { name.to_owned() }
+}
+
+/// A text as the name of a folder that no other text has.
+fn unique_file_name(text: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    format!("{}-{}", file_name(text), hex::encode(&digest.as_ref()[..8]))
+}
+
+/// The folder of a run.
+pub(super) fn run_folder(root: &Path, run_id: &str) -> PathBuf {
+    root.join(unique_file_name(run_id))
+}
+
+impl Attempt {
+    pub(super) fn new(root: &Path, id: &AttemptId) -> Self {
+        let task = run_folder(root, &id.run_id).join(unique_file_name(&id.path.0));
+        Self { folder: task.join(id.attempt.to_string()) }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Where the inputs and outputs are: as recorded by the first call for this attempt.
+    ///
+    /// # Errors
+    /// Why the attempt cannot be executed here.
+    pub(super) fn paths(&self, launch: &Launch, artifacts: &Path) -> Result<Paths, String> {
+        let file = self.path("launch.json");
+        if let Some(paths) = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok()) {
+            return Ok(paths);
+        }
+        let paths = self.new_paths(launch, artifacts)?;
+        let io = |error: std::io::Error| format!("creating the folders of the attempt: {error}");
+        for folder in ["work", "tmp", "packages", "outputs"] {
+            std::fs::create_dir_all(self.path(folder)).map_err(io)?;
+        }
+        for folder in [Path::new(&paths.executor_output).parent(), paths.workspace.as_deref().map(Path::new)] {
+            folder.map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
+        }
+        let text = serde_json::to_vec(&paths).map_err(|error| error.to_string())?;
+        files::replace(&file, &text).map_err(io)?;
+        Ok(paths)
+    }
+
+    fn new_paths(&self, launch: &Launch, artifacts: &Path) -> Result<Paths, String> {
+        let text = |path: PathBuf| path.to_str().map(str::to_owned).ok_or("the folder of pipelines is not UTF-8");
+        let run = &launch.run;
+        let task = artifacts.join(file_name(&run.pipeline_name)).join(file_name(&run.run_id));
+        let outputs = task.join(file_name(&launch.path.0)).join(uuid::Uuid::new_v4().to_string());
+        let mut paths = Paths {
+            executor_output: text(outputs.join("executor_output.json"))?,
+            ..Paths::default()
+        };
+        if let Some(run) = self.folder.ancestors().nth(2) {
+            paths.workspace = Some(text(run.join("workspace"))?);
+        }
+        for (name, list) in &launch.inputs.artifacts {
+            let places = list.iter().map(|artifact| input_place(name, artifact)).collect::<Result<_, _>>()?;
+            paths.input_artifacts.insert(name.clone(), places);
+        }
+        let declared = launch.component.output_definitions.as_ref();
+        for name in declared.iter().flat_map(|outputs| outputs.artifacts.keys()) {
+            let path = text(outputs.join(file_name(name)))?;
+            paths.output_artifacts.insert(name.clone(), Place { path: path.clone(), uri: path });
+        }
+        for name in declared.iter().flat_map(|outputs| outputs.parameters.keys()) {
+            paths.output_parameters.insert(name.clone(), text(self.path("outputs").join(file_name(name)))?);
+        }
+        Ok(paths)
+    }
+}
+
+/// The place of an input artifact, which is used where it is.
+fn input_place(name: &str, artifact: &Artifact) -> Result<Place, String> {
+    let path = local_path(&artifact.uri).ok_or_else(|| {
+        format!(
+            "the input artifact '{name}' is at {}, which a step on one machine cannot read; download it in a step and pass that \
+             step's output",
+            artifact.uri
+        )
+    })?;
+    Ok(Place { path: path.to_owned(), uri: path.to_owned() })
+}
+
+/// The path that a URI of an artifact on this machine is.
+pub(super) fn local_path(uri: &str) -> Option<&str> {
+    let path = uri.strip_prefix("file://").unwrap_or(uri);
+    path.starts_with('/').then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::TaskPath;
+
+    #[test]
+    fn every_attempt_has_its_own_folder_inside_of_the_root() {
+        let root = Path::new("/root");
+        let id = |run: &str, path: &str, attempt| AttemptId {
+            namespace: "n".into(),
+            run_id: run.into(),
+            path: TaskPath(path.into()),
+            attempt,
+        };
+        let long = "x".repeat(1000);
+        let ids = [
+            id("r", "a/b", 1),
+            id("r", "a-b", 1),
+            id("r", "a/b", 2),
+            id("../r", "..", 1),
+            id("r", "", 1),
+            id("r", &long, 1),
+            id("r", &format!("{long}y"), 1),
+        ];
+        let folders: std::collections::BTreeSet<PathBuf> =
+            ids.iter().map(|id| Attempt::new(root, id).folder).collect();
+        assert_eq!(folders.len(), ids.len());
+        for folder in folders {
+            assert!(folder.components().count() == 5 && !folder.to_string_lossy().contains(".."), "{folder:?}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The content of output artifacts: its digest, and its protection against later changes.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use ring::digest::{Context, SHA256};
+use slipway_core::hex;
+
+/// Maximum files of a folder whose digest is computed.
+const MAX_FILES: usize = 10_000;
+
+/// Computes the digest of a file or folder, and makes its files read-only, because they are the inputs of other tasks. `None` if it does
+/// not exist, is larger than `limit` bytes, or cannot be read. The digest of a folder is over the paths, sizes and contents of its files.
+pub(super) fn seal(path: &Path, limit: u64) -> Option<String> {
+    let mut files = Vec::new();
+    let is_folder = path.is_dir();
+    collect(path, &mut files)?;
+    files.sort();
+    let mut digest = Context::new(&SHA256);
+    let mut total = 0;
+    for file in &files {
+        let mut opened = File::open(file).ok()?;
+        let metadata = opened.metadata().ok()?;
+        // Best effort: a file of another user is protected from this one already.
+        let _ = opened.set_permissions(PermissionsExt::from_mode(metadata.permissions().mode() & !0o222));
+        total += metadata.len();
+        if total > limit {
+            return None;
+        }
+        if is_folder {
+            digest.update(file.strip_prefix(path).ok()?.as_os_str().as_encoded_bytes());
+            digest.update(&[0]);
+            digest.update(&metadata.len().to_le_bytes());
+        }
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match opened.read(&mut buffer).ok()? {
+                0 => break,
+                read => digest.update(&buffer[..read]),
+            }
+        }
+    }
+    Some(format!("sha256:{}", hex::encode(digest.finish().as_ref())))
+}
+
+/// Collects the files under a path. Symbolic links in a folder are left out.
+fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Option<()> {
+    let metadata = if files.is_empty() { path.metadata() } else { path.symlink_metadata() }.ok()?;
+    if metadata.is_file() {
+        files.push(path.to_owned());
+    } else if metadata.is_dir() {
+        for entry in std::fs::read_dir(path).ok()? {
+            let entry = entry.ok()?;
+            if !entry.file_type().ok()?.is_symlink() {
+                collect(&entry.path(), files)?;
+            }
+        }
+    }
+    (files.len() <= MAX_FILES).then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_depend_on_content_and_names_only() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        for (folder, file, text) in [("a", "x", "1"), ("b", "x", "1"), ("c", "y", "1"), ("d", "x", "2")] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+            std::fs::write(at(folder).join(file), text).unwrap();
+        }
+        let digest = |path: &str| seal(&at(path), 100).unwrap();
+        assert!(digest("a") == digest("b") && digest("a") != digest("c") && digest("a") != digest("d"));
+        assert_eq!(digest("a/x"), "sha256:6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b");
+        assert!(std::fs::metadata(at("a/x")).unwrap().permissions().readonly());
+        assert!(seal(&at("a"), 0).is_none() && seal(&at("none"), 100).is_none());
+    }
+}

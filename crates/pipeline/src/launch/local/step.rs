@@ -1,0 +1,238 @@
+//! How an attempt is started: by a warm worker, as a program of this machine, or by a container engine.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use slipway_core::files;
+use slipway_exec::local::{descriptors, supervisor};
+use slipway_exec::manifest::EnvVar;
+
+use super::attempt::Attempt;
+use super::command::{Command, Program};
+use super::environments::{Environment, Request};
+use super::images::{self, Container, Place};
+use super::interpreter::version_of_image;
+use super::{Inner, permanent, programs, variables, volumes, workers};
+use crate::executor_input::executor_input;
+use crate::ir::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
+use crate::model::{Failure, Launch, Outputs};
+use crate::placeholder::{Paths, container_command, resolve_parameters};
+use crate::platform::{PodSettings, pod_settings};
+
+/// The module that executes lightweight Python components.
+const EXECUTOR_MODULE: &str = "kfp.dsl.executor_main";
+/// The prefix of a requirement on the SDK.
+const SDK: &str = "kfp";
+
+/// What is known of an attempt before it starts.
+pub(super) enum Prepared {
+    /// It needs no program.
+    Done(Outputs),
+    /// It can be started.
+    Step(Step),
+}
+
+/// An attempt that can be started.
+pub(super) struct Step {
+    start: Start,
+    variables: BTreeMap<String, String>,
+    limit: Option<i64>,
+    /// Notes for the log.
+    note: Option<String>,
+}
+
+enum Start {
+    /// By the worker of an environment, as `python -m kfp.dsl.executor_main`.
+    Worker { environment: Arc<Environment>, arguments: Vec<String> },
+    /// As a program with arguments, in the environment, if there is one.
+    Program { words: Vec<String>, _environment: Option<Arc<Environment>> },
+}
+
+impl Inner {
+    /// Finds out how an attempt is started, and creates what it needs: files, folders, and its environment.
+    pub(super) async fn prepare(&self, launch: &Launch, attempt: &Attempt, paths: &Paths) -> Result<Prepared, Failure> {
+        let Some(Spec::Container(container)) = &launch.executor.spec else {
+            return Err(permanent(format!("task '{}' has no container", launch.path)));
+        };
+        let image = resolve_parameters(&container.image, &launch.inputs).map_err(permanent)?;
+        let claims = self.settings.volumes.join(super::attempt::file_name(&launch.run.namespace));
+        if let Some(done) = volumes::execute(&image, launch, &claims) {
+            return done.map(Prepared::Done);
+        }
+        let pod = pod_settings(launch).map_err(permanent)?;
+        let input = serde_json::to_string(&executor_input(launch, paths)).map_err(|e| permanent(e.to_string()))?;
+        let (command, args) = container_command(launch, paths, &input).map_err(permanent)?;
+        let declared = container.env.iter().map(|variable| EnvVar {
+            name: variable.name.clone(),
+            value: Some(variable.value.clone()),
+            value_from: None,
+        });
+        let declared: Vec<EnvVar> = declared.collect();
+        let requested = variables::requested(launch, &declared, &pod, &self.settings.secrets).map_err(permanent)?;
+        let folders = volumes::Folders { claims, secrets: &self.settings.secrets, attempt: attempt.path("volumes") };
+        let mounts = volumes::mounts(&pod.spec, &folders).map_err(permanent)?;
+        let words: Vec<String> = command.iter().chain(&args).cloned().collect();
+        let base = match images::place(&image, &self.settings.images, &self.engine).await {
+            None => return Err(permanent(no_place(launch, &image))),
+            Some(Place::Engine(engine)) => {
+                let own = [attempt.folder.clone(), self.settings.artifacts.clone()];
+                let own = own.into_iter().chain(paths.workspace.as_ref().map(PathBuf::from));
+                let own = own.map(|folder| (folder.clone(), folder.display().to_string()));
+                let container = Container {
+                    image: &image,
+                    command: &command,
+                    args: &args,
+                    variables: requested.keys().map(String::as_str).collect(),
+                    mounts: own.chain(mounts).collect(),
+                    folder: &attempt.path("work"),
+                };
+                let words = std::iter::once(engine.display().to_string()).chain(container.arguments()).collect();
+                return Ok(Prepared::Step(self.step(Start::Program { words, _environment: None }, &requested, &pod, attempt)));
+            }
+            Some(Place::Environment(folder)) => Some(folder),
+            Some(Place::Machine) => None,
+        };
+        if words.is_empty() {
+            return Err(permanent(format!(
+                "task '{}' has no command, so it needs the one of its image {image}, which is not run on this machine",
+                launch.path
+            )));
+        }
+        self.prepare_local(launch, attempt, &image, base, words, &requested, &pod, &mounts).await
+    }
+
+    /// Prepares a step whose programs are those of this machine.
+    #[allow(clippy::too_many_arguments)] // everything that is known of the step
+    async fn prepare_local(
+        &self,
+        launch: &Launch,
+        attempt: &Attempt,
+        image: &str,
+        base: Option<PathBuf>,
+        words: Vec<String>,
+        requested: &BTreeMap<String, String>,
+        pod: &PodSettings,
+        mounts: &[volumes::Mount],
+    ) -> Result<Prepared, Failure> {
+        let Command { mut installs, program } = Command::new(words);
+        let is_lightweight = matches!(program, Program::Lightweight { .. });
+        if is_lightweight && base.is_none() && !installs.iter().flatten().any(|argument| argument.starts_with(SDK)) {
+            // Components without it expect it in their image.
+            installs.push(vec![SDK.into(), "--no-deps".into()]);
+        }
+        // Steps without packages use the programs of this machine, unless they need the Python of their image.
+        let needs_environment = is_lightweight || !installs.is_empty() || (base.is_none() && image.contains("python"));
+        let environment = if needs_environment {
+            let request = Request { version: version_of_image(image), base: base.clone(), installs };
+            let created = self.environments.get(&request).await;
+            let failed = |reason| Failure { message: format!("task '{}': {reason}", launch.path), ..Failure::default() };
+            Some(created.map_err(failed)?)
+        } else {
+            None
+        };
+        let programs = environment.as_ref().map(|e| e.programs()).or_else(|| base.map(|base| base.join("bin")));
+        let mut words = match program {
+            Program::Words(words) => words,
+            Program::Lightweight { code, arguments } => {
+                let file = attempt.path("program/ephemeral_component.py");
+                files::replace(&file, code.as_bytes()).map_err(|error| permanent(format!("writing the component: {error}")))?;
+                let module = ["--component_module_path".to_owned(), file.display().to_string()];
+                let arguments: Vec<String> = module.into_iter().chain(arguments).collect();
+                let is_warm = mounts.is_empty() && !requested.keys().any(|name| variables::is_read_at_start(name));
+                if let Some(environment) = environment.clone().filter(|_| is_warm) {
+                    let mut step = self.step(Start::Worker { environment, arguments }, requested, pod, attempt);
+                    step.variables.insert("_KFP_RUNTIME".into(), "true".into());
+                    return Ok(Prepared::Step(step));
+                }
+                let python = ["env", "_KFP_RUNTIME=true", "python3", "-m", EXECUTOR_MODULE].map(str::to_owned);
+                python.into_iter().chain(arguments).collect()
+            }
+        };
+        let mut step = self.step(Start::Program { words: Vec::new(), _environment: environment }, requested, pod, attempt);
+        if let Some(programs) = programs {
+            step.variables =
+                variables::all(&self.inherited, &self.settings.variables, requested, Some(&programs), attempt);
+        }
+        let path = step.variables.get("PATH").map_or(OsStr::new(""), OsStr::new);
+        if !programs::exists(&words[0], path, &attempt.path("work")) {
+            return Err(permanent(format!(
+                "task '{}' executes {}, which is not on this machine; install it, or a container engine for its image {image}",
+                launch.path, words[0]
+            )));
+        }
+        words = volumes::wrapped(mounts, words).ok_or_else(|| {
+            permanent(format!("task '{}' mounts volumes, which needs bubblewrap (bwrap) or a container engine", launch.path))
+        })?;
+        if let Start::Program { words: program, .. } = &mut step.start {
+            *program = words;
+        }
+        Ok(Prepared::Step(step))
+    }
+
+    fn step(&self, start: Start, requested: &BTreeMap<String, String>, pod: &PodSettings, attempt: &Attempt) -> Step {
+        let environment = match &start {
+            Start::Worker { environment, .. } => Some(environment),
+            Start::Program { _environment, .. } => _environment.as_ref(),
+        };
+        let programs = environment.map(|environment| environment.programs());
+        let variables =
+            variables::all(&self.inherited, &self.settings.variables, requested, programs.as_deref(), attempt);
+        let note = environment.and_then(|environment| environment.note.clone());
+        let limit = pod.spec.active_deadline_seconds.map(|seconds| i64::from(seconds) * 1000);
+        Step { start, variables, limit, note }
+    }
+
+    /// Starts a step. Afterwards [`supervisor::has_started`] shows whether it was: a worker may have ended before.
+    pub(super) async fn start(&self, step: &Step, attempt: &Attempt) -> Result<(), Failure> {
+        let failed = |message: String| Failure { message, ..Failure::default() };
+        if let Some(note) = &step.note {
+            let written = std::fs::write(attempt.path("log"), format!("slipway: {note}\n"));
+            written.map_err(|error| failed(format!("creating the log: {error}")))?;
+        }
+        let grace = u64::try_from(self.settings.grace.as_millis()).unwrap_or(u64::MAX);
+        match &step.start {
+            Start::Worker { environment, arguments } => {
+                let request = workers::Request {
+                    attempt: attempt.folder.clone(),
+                    folder: attempt.path("work"),
+                    module: EXECUTOR_MODULE,
+                    arguments: arguments.clone(),
+                    environment: step.variables.clone(),
+                    limit: step.limit,
+                    grace,
+                    log_limit: self.settings.log_limit,
+                };
+                let idle = self.settings.worker_idle;
+                workers::execute(environment, &request, idle, &self.inherited).await.map_err(failed)
+            }
+            Start::Program { words, .. } => {
+                let task = supervisor::Task {
+                    program: words[0].clone(),
+                    args: words[1..].to_vec(),
+                    folder: Some(attempt.path("work")),
+                    limit: step.limit,
+                    grace,
+                    descriptors: descriptors::limit_for_runs(),
+                    log_limit: Some(self.settings.log_limit),
+                    ..supervisor::Task::default()
+                };
+                let text = serde_json::to_vec(&task).map_err(|error| failed(error.to_string()))?;
+                let written = files::replace(&attempt.path("task.json"), &text);
+                written.map_err(|error| failed(format!("writing the attempt: {error}")))?;
+                let variables = step.variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+                let started = supervisor::spawn(&self.settings.program, &attempt.folder, variables.collect());
+                started.map_err(|error| failed(error.to_string()))
+            }
+        }
+    }
+}
+
+fn no_place(launch: &Launch, image: &str) -> String {
+    format!(
+        "task '{}' needs the image {image}, and this machine has no container engine; install podman or docker, or map the image to an \
+         environment of this machine in slipway.yaml",
+        launch.path
+    )
+}

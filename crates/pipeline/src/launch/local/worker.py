@@ -1,0 +1,252 @@
+"""A warm worker: a process that has imported kfp and forks a supervisor and a program for each step.
+
+Started as `python -I worker.py SOCKET IDLE_SECONDS [MODULE ...]` in the folder of the socket. Its standard input is a locked file, which
+shows that it is alive. It writes one line to standard
+output when it accepts connections. A client sends one request, a line of JSON, and the connection is closed when the step has ended, or if
+it was not started. The files of an attempt are those of `slipway supervise` (slipway_exec::local::supervisor): `lock` is locked while the
+supervisor is alive, the creation of `started` claims the start, `process.json` and `end.json` record the processes and the end.
+
+Standard library only, and Python 3.7 or later.
+"""
+
+import ctypes
+import fcntl
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import time
+
+MAX_REQUEST_BYTES = 64 << 20
+REQUEST_TIMEOUT_SECONDS = 10
+LOG_CHECK_SECONDS = 0.25
+PR_SET_CHILD_SUBREAPER = 36
+OOM_SCORE_OF_STEPS = "500"  # the kernel ends a step rather than the server
+MAX_KILL_ROUNDS = 1000
+
+
+def main():
+    path, idle = sys.argv[1], float(sys.argv[2])
+    os.setsid()  # it outlives the server and its terminal
+    os.environ["_KFP_RUNTIME"] = "true"
+    for module in sys.argv[3:]:
+        try:
+            importlib.import_module(module)
+        except BaseException as error:  # the step reports it, if it needs the module
+            print(f"cannot import {module}: {error!r}", file=sys.stderr)
+    listener = socket.socket(socket.AF_UNIX)
+    if os.path.exists(path):
+        os.unlink(path)
+    listener.bind(path)
+    listener.listen(1024)
+    listener.setblocking(False)
+    awake, wake = os.pipe()
+    os.set_blocking(awake, False)
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("ready", flush=True)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    # Objects that exist now are never collected, so that a collection in a step does not copy their memory.
+    gc.collect()
+    gc.freeze()
+
+    steps = 0
+    while True:
+        ready, _, _ = select.select([listener, awake], [], [], idle)
+        if awake in ready:
+            os.read(awake, 4096)
+        while steps:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            steps -= 1
+        if listener in ready:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                continue
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                for descriptor in (listener.detach(), awake, wake):
+                    os.close(descriptor)
+                os.dup2(null, 0)  # only this process keeps the lock
+                supervise(connection)
+            steps += 1
+            connection.close()
+        elif not ready and steps == 0:
+            os.unlink(path)
+            os._exit(0)
+
+
+def supervise(connection):
+    """Executes one step in a child process and records how it ended. Returns only in that child, by an exception or an exit."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    try:
+        request = receive(connection)
+        attempt = request["attempt"]
+        os.chdir(attempt)
+        lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(os.open("started", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    except BaseException as error:
+        print(f"a request was refused: {error!r}", file=sys.stderr, flush=True)
+        os._exit(1)
+    since = now()
+    if os.path.exists("stop"):
+        record("end.json", {"since": None, "at": since, "how": "Stopped"})
+        os._exit(0)
+    try:
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        set_subreaper()
+        pid = os.fork()
+    except OSError as error:
+        record("end.json", {"since": None, "at": now(), "how": {"NotStarted": f"cannot start the step: {error}"}})
+        os._exit(0)
+    if pid == 0:
+        os.close(lock)
+        connection.close()
+        execute(request, log)
+    born = start_ticks(pid)
+    record("process.json", {"supervisor": os.getpid(), "program": pid, "born": born, "since": since})
+    how = wait(pid, log, request)
+    kill_descendants(pid)
+    shorten(log, request["log_limit"])
+    record("end.json", {"since": since, "at": now(), "how": how})
+    os._exit(0)
+
+
+def receive(connection):
+    connection.settimeout(REQUEST_TIMEOUT_SECONDS)
+    text = bytearray()
+    while not text.endswith(b"\n"):
+        part = connection.recv(1 << 20)
+        if not part or len(text) > MAX_REQUEST_BYTES:
+            raise ValueError("the request is incomplete or too large")
+        text += part
+    return json.loads(text)
+
+
+def execute(request, log):
+    """The program of a step: what `python3 -m MODULE ARGUMENTS` does in a new interpreter."""
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.closerange(3, 256)
+    with open("/proc/self/oom_score_adj", "w") as score:
+        score.write(OOM_SCORE_OF_STEPS)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    time.tzset()
+    sys.stdout.reconfigure(line_buffering=True)
+    paths = request["environment"].get("PYTHONPATH", "")
+    sys.path[:0] = [request["folder"]] + [path for path in paths.split(os.pathsep) if path]
+    if "numpy" in sys.modules:  # otherwise all steps would draw the same random numbers
+        sys.modules["numpy"].random.seed()
+    sys.argv = [request["module"]] + request["arguments"]
+    gc.unfreeze()
+    try:
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    except Exception as error:
+        # Without the frames of this file, the traceback is that of a new interpreter.
+        sys.excepthook(type(error), error, error.__traceback__.tb_next)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def wait(pid, log, request):
+    """Waits for the end of the program, and stops it on SIGTERM or at its time limit. Returns how it ended."""
+    limit = request["limit"]
+    deadline = None if limit is None else time.monotonic() + limit / 1000
+    stopped, killed_at = None, None
+    while True:
+        # Also reaps processes that the program started and left, which are children of this process.
+        ended, status = os.waitpid(-1, os.WNOHANG)
+        if ended == pid:
+            break
+        if ended:
+            continue
+        received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, LOG_CHECK_SECONDS)
+        if stopped is None:
+            if received is not None and received.si_signo == signal.SIGTERM:
+                stopped = "Stopped"
+            elif deadline is not None and time.monotonic() >= deadline:
+                stopped = "TimedOut"
+            if stopped is not None:
+                killed_at = time.monotonic() + request["grace"] / 1000
+                kill_group(pid, signal.SIGTERM)
+        elif time.monotonic() >= killed_at:
+            kill_group(pid, signal.SIGKILL)
+        shorten(log, request["log_limit"])
+    if stopped is not None:
+        return stopped
+    if os.WIFSIGNALED(status):
+        return {"Signalled": os.WTERMSIG(status)}
+    return {"Exited": os.WEXITSTATUS(status)}
+
+
+def kill_descendants(pid):
+    """Kills what the program left behind, also processes that left its group: they are children of this process now."""
+    kill_group(pid, signal.SIGKILL)
+    for _ in range(MAX_KILL_ROUNDS):
+        with open(f"/proc/self/task/{os.getpid()}/children") as children:
+            pids = [int(child) for child in children.read().split()]
+        if not pids:
+            return
+        for child in pids:
+            try:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            except OSError:
+                pass
+
+
+def kill_group(group, number):
+    try:
+        os.killpg(group, number)
+    except OSError:  # it has ended
+        pass
+
+
+def set_subreaper():
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    except (OSError, AttributeError):  # then processes that leave the group of the program outlive it
+        pass
+
+
+def shorten(log, limit):
+    if os.fstat(log).st_size > limit:
+        os.ftruncate(log, limit)
+
+
+def start_ticks(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[19]
+
+
+def now():
+    return int(time.time() * 1000)
+
+
+def record(name, value):
+    """Writes a file atomically. It is not flushed to disk: after a power failure the attempt counts as lost."""
+    with open(name + ".new", "w") as file:
+        json.dump(value, file)
+    os.replace(name + ".new", name)
+
+
+main()
