@@ -11,10 +11,10 @@ use prost::Message;
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
-use crate::ir::kfp_kubernetes::KubernetesExecutorConfig;
-use crate::ir::ml_pipelines::pipeline_deployment_config::PipelineContainerSpec;
 use crate::executor_input;
+use crate::ir::kfp_kubernetes::KubernetesExecutorConfig;
 use crate::ir::ml_pipelines::ComponentSpec;
+use crate::ir::ml_pipelines::pipeline_deployment_config::PipelineContainerSpec;
 use crate::model::{Artifact, Inputs};
 
 /// Changes whenever equal fingerprints would no longer mean equal executions.
@@ -27,7 +27,11 @@ pub struct Identity(String);
 impl Identity {
     /// The identity of a component that is executed by a container. Placeholders in image and command need no resolving, for the
     /// inputs are part of every fingerprint.
-    pub fn new(component: &ComponentSpec, container: &PipelineContainerSpec, platform: Option<&KubernetesExecutorConfig>) -> Self {
+    pub fn new(
+        component: &ComponentSpec,
+        container: &PipelineContainerSpec,
+        platform: Option<&KubernetesExecutorConfig>,
+    ) -> Self {
         let env: Vec<_> = container.env.iter().map(|variable| (&variable.name, &variable.value)).collect();
         let inputs = component.input_definitions.as_ref();
         // An absent optional input takes its default, which therefore belongs to the program.
@@ -37,12 +41,17 @@ impl Identity {
             .filter_map(|(name, input)| Some((name, crate::value::from_prost(input.default_value.as_ref()?))))
             .collect();
         let outputs = component.output_definitions.as_ref();
-        let parameters: BTreeMap<_, _> =
-            outputs.into_iter().flat_map(|outputs| &outputs.parameters).map(|(name, output)| (name, output.parameter_type)).collect();
+        let parameters: BTreeMap<_, _> = outputs
+            .into_iter()
+            .flat_map(|outputs| &outputs.parameters)
+            .map(|(name, output)| (name, output.parameter_type))
+            .collect();
         let artifacts: BTreeMap<_, _> = outputs
             .into_iter()
             .flat_map(|outputs| &outputs.artifacts)
-            .map(|(name, output)| (name, (executor_input::schema(output.artifact_type.as_ref()), output.is_artifact_list)))
+            .map(|(name, output)| {
+                (name, (executor_input::schema(output.artifact_type.as_ref()), output.is_artifact_list))
+            })
             .collect();
         Self(digest(&json!({
             "version": VERSION,
@@ -149,8 +158,12 @@ mod tests {
     fn artifacts_are_compared_by_content_where_it_is_known() {
         let identity = Identity::new(&ComponentSpec::default(), &container(), None);
         let of = |id: &str, digest: Option<&str>| {
-            let artifact =
-                Artifact { id: id.to_owned(), uri: format!("s3://{id}"), digest: digest.map(str::to_owned), ..Default::default() };
+            let artifact = Artifact {
+                id: id.to_owned(),
+                uri: format!("s3://{id}"),
+                digest: digest.map(str::to_owned),
+                ..Default::default()
+            };
             fingerprint(&identity, &inputs(artifact), &BTreeMap::new())
         };
         assert_eq!(of("a", Some("1")), of("b", Some("1")));

@@ -9,11 +9,14 @@ use crate::ir::kfp_kubernetes::KubernetesExecutorConfig;
 use crate::ir::ml_pipelines::dag_outputs_spec::dag_output_parameter_spec;
 use crate::ir::ml_pipelines::parameter_iterator_spec::items_spec;
 use crate::ir::ml_pipelines::pipeline_task_spec::{self, RetryPolicy};
-use crate::ir::ml_pipelines::task_inputs_spec::{InputArtifactSpec, InputParameterSpec, input_artifact_spec, input_parameter_spec};
+use crate::ir::ml_pipelines::task_inputs_spec::{
+    InputArtifactSpec, InputParameterSpec, input_artifact_spec, input_parameter_spec,
+};
 use crate::ir::ml_pipelines::{DagSpec, PipelineTaskSpec, value, value_or_runtime_parameter};
 
 use super::plan::{
-    ArtifactSource, Body, Component, Graph, Items, Iterator, MAX_DEPTH, MAX_TASKS, OutputSource, ParameterSource, Retry, Task,
+    ArtifactSource, Body, Component, Graph, Items, Iterator, MAX_DEPTH, MAX_TASKS, OutputSource, ParameterSource,
+    Retry, Task,
 };
 
 /// Maximum time in which attempts of a task may start, and the default of it: `backoff_max_duration` of IR 2.1.
@@ -25,7 +28,10 @@ pub(super) fn index(indexes: &HashMap<&str, usize>, name: &str) -> Result<usize,
     indexes.get(name).copied().ok_or_else(|| format!("the task {name:?} does not exist in its graph."))
 }
 
-pub(super) fn parameter_source(spec: &InputParameterSpec, indexes: &HashMap<&str, usize>) -> Result<ParameterSource, String> {
+pub(super) fn parameter_source(
+    spec: &InputParameterSpec,
+    indexes: &HashMap<&str, usize>,
+) -> Result<ParameterSource, String> {
     use input_parameter_spec::Kind;
     Ok(match &spec.kind {
         Some(Kind::ComponentInputParameter(name)) => ParameterSource::GraphInput(name.clone()),
@@ -37,21 +43,28 @@ pub(super) fn parameter_source(spec: &InputParameterSpec, indexes: &HashMap<&str
             Some(value_or_runtime_parameter::Value::Constant(constant)) => {
                 ParameterSource::Constant(crate::value::from_prost(constant))
             }
-            Some(value_or_runtime_parameter::Value::RuntimeParameter(name)) => ParameterSource::GraphInput(name.clone()),
+            Some(value_or_runtime_parameter::Value::RuntimeParameter(name)) => {
+                ParameterSource::GraphInput(name.clone())
+            }
             #[allow(deprecated)] // older files have it
-            Some(value_or_runtime_parameter::Value::ConstantValue(constant)) => ParameterSource::Constant(match &constant.value {
-                Some(value::Value::IntValue(number)) => Value::from(*number),
-                Some(value::Value::DoubleValue(number)) => Value::from(*number),
-                Some(value::Value::StringValue(text)) => Value::from(text.as_str()),
-                None => Value::Null,
-            }),
+            Some(value_or_runtime_parameter::Value::ConstantValue(constant)) => {
+                ParameterSource::Constant(match &constant.value {
+                    Some(value::Value::IntValue(number)) => Value::from(*number),
+                    Some(value::Value::DoubleValue(number)) => Value::from(*number),
+                    Some(value::Value::StringValue(text)) => Value::from(text.as_str()),
+                    None => Value::Null,
+                })
+            }
             None => ParameterSource::Constant(Value::Null),
         },
         None => return Err("it does not state where its value is from.".to_owned()),
     })
 }
 
-pub(super) fn artifact_source(spec: &InputArtifactSpec, indexes: &HashMap<&str, usize>) -> Result<ArtifactSource, String> {
+pub(super) fn artifact_source(
+    spec: &InputArtifactSpec,
+    indexes: &HashMap<&str, usize>,
+) -> Result<ArtifactSource, String> {
     use input_artifact_spec::Kind;
     Ok(match &spec.kind {
         Some(Kind::ComponentInputArtifact(name)) => ArtifactSource::GraphInput(name.clone()),
@@ -70,7 +83,8 @@ pub(super) fn iterator(spec: &PipelineTaskSpec) -> Result<Option<Iterator>, Stri
         pipeline_task_spec::Iterator::ParameterIterator(iterator) => {
             let items = match iterator.items.as_ref().and_then(|items| items.kind.as_ref()) {
                 Some(items_spec::Kind::Raw(text)) => Items::Raw(
-                    serde_json::from_str(text).map_err(|reason| format!("the items of the loop are not a JSON list: {reason}."))?,
+                    serde_json::from_str(text)
+                        .map_err(|reason| format!("the items of the loop are not a JSON list: {reason}."))?,
                 ),
                 Some(items_spec::Kind::InputParameter(name)) => Items::Parameter(name.clone()),
                 None => return Err("the loop does not state its items.".to_owned()),
@@ -93,13 +107,9 @@ pub(super) fn retry(spec: &PipelineTaskSpec) -> Option<Retry> {
     let max_retries = u32::try_from(max_retry_count).ok().filter(|count| *count > 0)?;
     #[allow(clippy::cast_precision_loss)] // durations of years are exact in a double
     let backoff = backoff_duration.map_or(0, milliseconds) as f64;
-    let max_duration = backoff_max_duration.map(milliseconds).filter(|duration| *duration > 0).unwrap_or(MAX_RETRY_DURATION_MS);
-    Some(Retry {
-        max_retries,
-        backoff,
-        factor: if backoff_factor > 0.0 { backoff_factor } else { 2.0 },
-        max_duration,
-    })
+    let max_duration =
+        backoff_max_duration.map(milliseconds).filter(|duration| *duration > 0).unwrap_or(MAX_RETRY_DURATION_MS);
+    Some(Retry { max_retries, backoff, factor: if backoff_factor > 0.0 { backoff_factor } else { 2.0 }, max_duration })
 }
 
 /// The maximum age of cached outputs that the settings ask for.
@@ -158,7 +168,8 @@ pub(super) fn add_platform_dependencies(components: &mut [Component]) {
     }
     for component in components {
         let Body::Graph(graph) = &mut component.body else { continue };
-        let indexes: HashMap<String, usize> = graph.tasks.iter().enumerate().map(|(index, task)| (task.name.clone(), index)).collect();
+        let indexes: HashMap<String, usize> =
+            graph.tasks.iter().enumerate().map(|(index, task)| (task.name.clone(), index)).collect();
         for task in &mut graph.tasks {
             let producers = referenced.get(&task.component).into_iter().flatten().filter_map(|name| indexes.get(name));
             task.dependencies.extend(producers);
@@ -182,8 +193,11 @@ pub(super) fn link(graph: &mut Graph) -> Result<(), String> {
     let order = topological_order(&graph.tasks);
     if order.len() < graph.tasks.len() {
         let ordered: BTreeSet<usize> = order.into_iter().collect();
-        let circle: Vec<&str> =
-            (0..graph.tasks.len()).filter(|index| !ordered.contains(index)).take(5).map(|index| graph.tasks[index].name.as_str()).collect();
+        let circle: Vec<&str> = (0..graph.tasks.len())
+            .filter(|index| !ordered.contains(index))
+            .take(5)
+            .map(|index| graph.tasks[index].name.as_str())
+            .collect();
         return Err(format!("These tasks wait for each other in a circle: {}.", circle.join(", ")));
     }
     Ok(())
@@ -242,8 +256,12 @@ pub(super) fn check_nesting(components: &[Component]) -> Result<Vec<usize>, Stri
         return Err("The pipeline has a component that contains itself.".to_owned());
     }
     match sizes[0] {
-        (depth, _) if depth > MAX_DEPTH => Err(format!("The graphs of the pipeline are nested {depth} deep; at most {MAX_DEPTH} are possible.")),
-        (_, tasks) if tasks > MAX_TASKS => Err(format!("The pipeline has {tasks} tasks; at most {MAX_TASKS} are possible.")),
+        (depth, _) if depth > MAX_DEPTH => {
+            Err(format!("The graphs of the pipeline are nested {depth} deep; at most {MAX_DEPTH} are possible."))
+        }
+        (_, tasks) if tasks > MAX_TASKS => {
+            Err(format!("The pipeline has {tasks} tasks; at most {MAX_TASKS} are possible."))
+        }
         _ => Ok(order),
     }
 }

@@ -17,17 +17,27 @@ impl Machine {
     pub(super) fn begin_container(&mut self, id: NodeId, container: &Container) {
         self.enqueue(id);
         let plan = Arc::clone(&self.plan);
-        let Some(task) = self.node(id).task(&plan).filter(|task| self.limits.use_cache && task.use_cache) else { return };
+        let Some(task) = self.node(id).task(&plan).filter(|task| self.limits.use_cache && task.use_cache) else {
+            return;
+        };
         let fingerprint = match &task.cache_key {
             Some(key) => fingerprint::chosen(&self.run.pipeline_name, &task.component_name, key),
-            None => fingerprint::fingerprint(&container.identity, &self.node(id).record.inputs, &self.platform_inputs(id, container)),
+            None => fingerprint::fingerprint(
+                &container.identity,
+                &self.node(id).record.inputs,
+                &self.platform_inputs(id, container),
+            ),
         };
         let node = self.change(id);
         node.record.fingerprint = Some(fingerprint.clone());
         node.progress = Progress::Execution(Waiting::Cache);
         let path = node.record.path.clone();
         let staleness = [self.limits.max_cache_staleness, container.max_cache_staleness];
-        self.effects.push(Effect::LookUpCache { path, fingerprint, max_staleness: staleness.into_iter().flatten().min() });
+        self.effects.push(Effect::LookUpCache {
+            path,
+            fingerprint,
+            max_staleness: staleness.into_iter().flatten().min(),
+        });
     }
 
     /// Lets an execution wait for a place.

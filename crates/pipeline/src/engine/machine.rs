@@ -157,7 +157,9 @@ impl Machine {
     // Nodes.
 
     pub(super) fn node(&self, id: NodeId) -> &Node {
-        self.nodes[id].as_deref().expect("nodes are freed only when the graph around them has ended, and nothing refers to them any more")
+        self.nodes[id]
+            .as_deref()
+            .expect("nodes are freed only when the graph around them has ended, and nothing refers to them any more")
     }
 
     /// The node, to be changed; its record is handed out at the end of the event.
@@ -193,9 +195,11 @@ impl Machine {
         let Some(node) = self.nodes[id].as_mut() else { return };
         node.record.inputs = resolve::no_inputs();
         let tasks: Vec<NodeId> = match std::mem::replace(&mut node.progress, Progress::Ended) {
-            Progress::Graph(graph) => {
-                graph.tasks.into_iter().filter_map(|slot| if let Slot::Reached(task) = slot { Some(task) } else { None }).collect()
-            }
+            Progress::Graph(graph) => graph
+                .tasks
+                .into_iter()
+                .filter_map(|slot| if let Slot::Reached(task) = slot { Some(task) } else { None })
+                .collect(),
             Progress::Loop(progress) => progress.iterations.into_iter().flatten().collect(),
             Progress::Ended | Progress::Execution(_) => Vec::new(),
         };
@@ -227,7 +231,12 @@ impl Machine {
 
     /// Calls `f` with what the task at `path` in the graph `graph` can refer to.
     pub(super) fn with_scope<T>(&self, graph: NodeId, path: &TaskPath, f: impl FnOnce(&Scope<'_>) -> T) -> T {
-        f(&Scope { run: &self.run, path, graph: &self.node(graph).record.inputs, task: &|task| self.sibling(graph, task) })
+        f(&Scope {
+            run: &self.run,
+            path,
+            graph: &self.node(graph).record.inputs,
+            task: &|task| self.sibling(graph, task),
+        })
     }
 
     // Tasks.
@@ -254,10 +263,18 @@ impl Machine {
     }
 
     /// A record for a task that is reached. What an earlier life of the run recorded of it is kept.
-    fn new_record(&mut self, path: TaskPath, parent: Option<TaskPath>, name: &str, display_name: &str, kind: TaskKind) -> TaskRecord {
+    fn new_record(
+        &mut self,
+        path: TaskPath,
+        parent: Option<TaskPath>,
+        name: &str,
+        display_name: &str,
+        kind: TaskKind,
+    ) -> TaskRecord {
         let known = self.known.remove(&path);
-        let (attempt, earlier_attempts, created_at, history) = known
-            .map_or((0, 0, self.now, Vec::new()), |known| (known.attempt, known.earlier_attempts, known.created_at, known.history));
+        let (attempt, earlier_attempts, created_at, history) = known.map_or((0, 0, self.now, Vec::new()), |known| {
+            (known.attempt, known.earlier_attempts, known.created_at, known.history)
+        });
         TaskRecord {
             path,
             parent,
@@ -324,7 +341,8 @@ impl Machine {
             // A task for the end of others has nothing to do if none of them has begun.
             let has_begun = task.dependencies.is_empty() && !is_canceled
                 || states().any(|record| {
-                    matches!(record.state, TaskState::Succeeded | TaskState::Cached | TaskState::Failed) || record.started_at.is_some()
+                    matches!(record.state, TaskState::Succeeded | TaskState::Cached | TaskState::Failed)
+                        || record.started_at.is_some()
                 });
             return match has_begun {
                 true if self.cancel == Cancellation::Everything => Decision::End(TaskState::Canceled),
@@ -345,7 +363,8 @@ impl Machine {
     /// Resolves the inputs of a task, evaluates its condition, and starts it.
     fn begin(&mut self, id: NodeId, graph: NodeId, task: &Task, plan: &Plan) {
         let component = &plan.components[task.component];
-        let inputs = self.with_scope(graph, &self.node(id).record.path, |scope| resolve::inputs(task, component, scope));
+        let inputs =
+            self.with_scope(graph, &self.node(id).record.path, |scope| resolve::inputs(task, component, scope));
         let inputs = match inputs {
             Ok(inputs) => inputs,
             Err(reason) => return self.end(id, TaskState::Failed, Some(resolve::failure(reason))),
@@ -362,7 +381,9 @@ impl Machine {
     }
 
     fn end_too_many(&mut self, id: NodeId) {
-        let reason = format!("The run has more than {MAX_TASKS} tasks, iterations of loops included. Split the items over several runs.");
+        let reason = format!(
+            "The run has more than {MAX_TASKS} tasks, iterations of loops included. Split the items over several runs."
+        );
         self.end(id, TaskState::Failed, Some(resolve::failure(reason)));
     }
 
@@ -435,9 +456,18 @@ impl Machine {
         let (task, is_exit, retry, path) = (node.task, node.is_exit, node.retry, node.record.path.clone());
         let (name, display_name) = (node.record.task_name.clone(), node.record.display_name.clone());
         let kind = kind(false, node.component(&plan), true);
-        let mut record = record.unwrap_or_else(|| self.new_record(path.iteration(index), Some(path), &name, &display_name, kind));
+        let mut record =
+            record.unwrap_or_else(|| self.new_record(path.iteration(index), Some(path), &name, &display_name, kind));
         record.iteration = Some(index);
-        let id = self.add(Node { record, parent: Some(of), task, is_exit, retry, progress: Progress::Ended, is_changed: false });
+        let id = self.add(Node {
+            record,
+            parent: Some(of),
+            task,
+            is_exit,
+            retry,
+            progress: Progress::Ended,
+            is_changed: false,
+        });
         if let Some(Progress::Loop(progress)) = self.progress(of) {
             progress.iterations[index] = Some(id);
         }
@@ -525,7 +555,8 @@ impl Machine {
         match &node.progress {
             Progress::Graph(progress) if progress.open == 0 => self.end_graph(id),
             Progress::Loop(progress) => {
-                let parallelism = node.task(&plan).and_then(|task| task.iterator.as_ref()).map_or(1, |iterator| iterator.parallelism);
+                let parallelism =
+                    node.task(&plan).and_then(|task| task.iterator.as_ref()).map_or(1, |iterator| iterator.parallelism);
                 let is_canceled = self.is_canceled(node.is_exit);
                 let (mut next, mut running, length) = (progress.next, progress.running, progress.iterations.len());
                 let mut begun = Vec::new();
@@ -553,7 +584,9 @@ impl Machine {
     fn end_graph(&mut self, id: NodeId) {
         let plan = Arc::clone(&self.plan);
         let graph = plan.graph(self.component_index(id));
-        let main = (0..graph.tasks.len()).filter(|index| !graph.tasks[*index].is_exit).filter_map(|index| self.sibling(id, index));
+        let main = (0..graph.tasks.len())
+            .filter(|index| !graph.tasks[*index].is_exit)
+            .filter_map(|index| self.sibling(id, index));
         let (state, failure) = common_end(main);
         let outputs = match state {
             TaskState::Succeeded => resolve::graph_outputs(graph, &|task| self.sibling(id, task)),
@@ -566,7 +599,8 @@ impl Machine {
         let plan = Arc::clone(&self.plan);
         let node = self.node(id);
         let Progress::Loop(progress) = &node.progress else { return };
-        let iterations: Vec<&TaskRecord> = progress.iterations.iter().flatten().map(|id| &self.node(*id).record).collect();
+        let iterations: Vec<&TaskRecord> =
+            progress.iterations.iter().flatten().map(|id| &self.node(*id).record).collect();
         let (mut state, failure) = common_end(iterations.iter().copied());
         if iterations.len() < progress.iterations.len() && state == TaskState::Succeeded {
             state = TaskState::Canceled;
@@ -668,10 +702,7 @@ fn common_end<'a>(tasks: impl Iterator<Item = &'a TaskRecord>) -> (TaskState, Op
 fn enclosing_failure(task: &TaskRecord, failure: &Failure) -> Failure {
     // A graph that failed by itself, as when an output is missing, has no path in its message.
     let names_inner_task = failure.message.strip_prefix(&task.path.0).is_some_and(|rest| rest.starts_with(['/', '[']));
-    let message = if names_inner_task {
-        failure.message.clone()
-    } else {
-        format!("{}: {}", task.path, failure.message)
-    };
+    let message =
+        if names_inner_task { failure.message.clone() } else { format!("{}: {}", task.path, failure.message) };
     Failure { message, ..failure.clone() }
 }

@@ -84,7 +84,10 @@ pub(super) struct LoopProgress {
 
 impl std::fmt::Debug for LoopProgress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoopProgress").field("iterations", &self.iterations).field("running", &self.running).finish_non_exhaustive()
+        f.debug_struct("LoopProgress")
+            .field("iterations", &self.iterations)
+            .field("running", &self.running)
+            .finish_non_exhaustive()
     }
 }
 

@@ -198,7 +198,9 @@ impl Plan {
         let names: HashMap<&str, usize> =
             document.spec.components.keys().enumerate().map(|(index, name)| (name.as_str(), index + 1)).collect();
         let mut components = Vec::with_capacity(names.len() + 1);
-        for (name, spec) in std::iter::once(("root", root)).chain(document.spec.components.iter().map(|(name, spec)| (name.as_str(), spec))) {
+        for (name, spec) in std::iter::once(("root", root))
+            .chain(document.spec.components.iter().map(|(name, spec)| (name.as_str(), spec)))
+        {
             components.push(component(document, spec, &names).map_err(|reason| format!("component {name}: {reason}"))?);
         }
         if !matches!(components[0].body, Body::Graph(_)) {
@@ -221,12 +223,15 @@ fn component(document: &Document, spec: &ComponentSpec, names: &HashMap<&str, us
     let mut artifacts = BTreeMap::new();
     if let Some(inputs) = &spec.input_definitions {
         for (name, input) in &inputs.parameters {
-            parameters.insert(name.clone(), Declared {
-                kind: crate::value::kind(input.parameter_type),
-                default: input.default_value.as_ref().map(crate::value::from_prost),
-                is_optional: input.is_optional,
-                literals: input.literals.clone(),
-            });
+            parameters.insert(
+                name.clone(),
+                Declared {
+                    kind: crate::value::kind(input.parameter_type),
+                    default: input.default_value.as_ref().map(crate::value::from_prost),
+                    is_optional: input.is_optional,
+                    literals: input.literals.clone(),
+                },
+            );
         }
         artifacts.extend(inputs.artifacts.iter().map(|(name, input)| (name.clone(), input.is_optional)));
     }
@@ -239,7 +244,8 @@ fn component(document: &Document, spec: &ComponentSpec, names: &HashMap<&str, us
 }
 
 fn executor(document: &Document, component: &ComponentSpec, label: &str) -> Result<Body, String> {
-    let executor = document.deployment.executors.get(label).ok_or_else(|| format!("the executor {label} does not exist."))?;
+    let executor =
+        document.deployment.executors.get(label).ok_or_else(|| format!("the executor {label} does not exist."))?;
     Ok(match &executor.spec {
         Some(Spec::Container(container)) => {
             let platform = document.kubernetes.get(label);
@@ -260,7 +266,8 @@ fn executor(document: &Document, component: &ComponentSpec, label: &str) -> Resu
 }
 
 fn graph(dag: &DagSpec, names: &HashMap<&str, usize>) -> Result<Graph, String> {
-    let indexes: HashMap<&str, usize> = dag.tasks.keys().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
+    let indexes: HashMap<&str, usize> =
+        dag.tasks.keys().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
     let mut graph = Graph::default();
     for (name, spec) in &dag.tasks {
         graph.tasks.push(task(name, spec, &indexes, names).map_err(|reason| format!("task {name}: {reason}"))?);
@@ -269,9 +276,16 @@ fn graph(dag: &DagSpec, names: &HashMap<&str, usize>) -> Result<Graph, String> {
     Ok(graph)
 }
 
-fn task(name: &str, spec: &PipelineTaskSpec, indexes: &HashMap<&str, usize>, names: &HashMap<&str, usize>) -> Result<Task, String> {
+fn task(
+    name: &str,
+    spec: &PipelineTaskSpec,
+    indexes: &HashMap<&str, usize>,
+    names: &HashMap<&str, usize>,
+) -> Result<Task, String> {
     let component_name = spec.component_ref.as_ref().map(|reference| reference.name.clone()).unwrap_or_default();
-    let component = *names.get(component_name.as_str()).ok_or_else(|| format!("the component {component_name:?} does not exist."))?;
+    let component = *names
+        .get(component_name.as_str())
+        .ok_or_else(|| format!("the component {component_name:?} does not exist."))?;
     let mut dependencies = BTreeSet::new();
     for dependency in &spec.dependent_tasks {
         dependencies.insert(compile::index(indexes, dependency)?);
@@ -280,14 +294,20 @@ fn task(name: &str, spec: &PipelineTaskSpec, indexes: &HashMap<&str, usize>, nam
     let mut artifacts = Vec::new();
     if let Some(inputs) = &spec.inputs {
         for (input, spec) in &inputs.parameters {
-            let source = compile::parameter_source(spec, indexes).map_err(|reason| format!("input {input}: {reason}"))?;
+            let source =
+                compile::parameter_source(spec, indexes).map_err(|reason| format!("input {input}: {reason}"))?;
             if let ParameterSource::Output(producer, _) | ParameterSource::FinalStatus(producer) = &source {
                 dependencies.insert(*producer);
             }
-            parameters.push(ParameterInput { name: input.clone(), source, selector: spec.parameter_expression_selector.clone() });
+            parameters.push(ParameterInput {
+                name: input.clone(),
+                source,
+                selector: spec.parameter_expression_selector.clone(),
+            });
         }
         for (input, spec) in &inputs.artifacts {
-            let source = compile::artifact_source(spec, indexes).map_err(|reason| format!("input {input}: {reason}"))?;
+            let source =
+                compile::artifact_source(spec, indexes).map_err(|reason| format!("input {input}: {reason}"))?;
             if let ArtifactSource::Output(producer, _) = &source {
                 dependencies.insert(*producer);
             }

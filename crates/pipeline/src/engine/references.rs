@@ -50,7 +50,10 @@ impl References {
             for (_, value) in message.fields() {
                 match value {
                     Value::Message(inner) => references.visit(inner, &mut messages),
-                    Value::List(list) => list.iter().filter_map(Value::as_message).for_each(|inner| references.visit(inner, &mut messages)),
+                    Value::List(list) => list
+                        .iter()
+                        .filter_map(Value::as_message)
+                        .for_each(|inner| references.visit(inner, &mut messages)),
                     _ => {}
                 }
             }

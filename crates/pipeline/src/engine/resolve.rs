@@ -10,7 +10,10 @@ use crate::ir::ml_pipelines::{value, value_or_runtime_parameter};
 use crate::model::{Artifact, Failure, Inputs, Outputs, RunInfo, TaskPath, TaskState};
 use crate::{condition, executor_input, placeholder, value as values};
 
-use super::plan::{ArtifactSource, Body, Component, Declared, Graph, Items, Iterator, OutputSource, ParameterInput, ParameterSource, Task};
+use super::plan::{
+    ArtifactSource, Body, Component, Declared, Graph, Items, Iterator, OutputSource, ParameterInput, ParameterSource,
+    Task,
+};
 use super::record::{ImportRequest, Parameters, TaskRecord};
 
 /// `google.rpc.Code` in the error of a final status.
@@ -74,10 +77,19 @@ fn named(input: &str, reason: &str) -> String {
     format!("input {input}: {reason}")
 }
 
-fn insert(inputs: &mut Inputs, input: &ParameterInput, value: Option<Value>, component: &Component) -> Result<(), String> {
+fn insert(
+    inputs: &mut Inputs,
+    input: &ParameterInput,
+    value: Option<Value>,
+    component: &Component,
+) -> Result<(), String> {
     let Some(mut value) = value.filter(|value| !value.is_null()) else {
         let may_be_absent = component.parameters.get(&input.name).is_none_or(Declared::may_be_absent);
-        return if may_be_absent { Ok(()) } else { Err(named(&input.name, "it is required, and its value is null or absent.")) };
+        return if may_be_absent {
+            Ok(())
+        } else {
+            Err(named(&input.name, "it is required, and its value is null or absent."))
+        };
     };
     if !input.selector.is_empty() {
         value = condition::select(&input.selector, &value).map_err(|reason| named(&input.name, &reason))?;
@@ -92,7 +104,10 @@ impl Declared {
     }
 
     fn check(&self, name: &str, value: &Value) -> Result<Value, String> {
-        let value = self.kind.map_or_else(|| Ok(value.clone()), |kind| values::coerce(kind, value)).map_err(|reason| named(name, &reason))?;
+        let value = self
+            .kind
+            .map_or_else(|| Ok(value.clone()), |kind| values::coerce(kind, value))
+            .map_err(|reason| named(name, &reason))?;
         values::check_literals(&self.literals, &value).map_err(|reason| named(name, &reason))?;
         Ok(value)
     }
@@ -204,8 +219,9 @@ impl LoopItems {
     pub(super) fn new(iterator: &Iterator, inputs: &Inputs) -> Result<Self, String> {
         let list = |name: &str, value: Option<&Value>| match value {
             Some(Value::Array(items)) => Ok(items.clone()),
-            Some(Value::String(text)) => serde_json::from_str(text)
-                .map_err(|reason| format!("the items of the loop, {name}, are a text which is not a JSON list: {reason}.")),
+            Some(Value::String(text)) => serde_json::from_str(text).map_err(|reason| {
+                format!("the items of the loop, {name}, are a text which is not a JSON list: {reason}.")
+            }),
             None | Some(Value::Null) => Err(format!("the items of the loop, {name}, have no value.")),
             Some(_) => Err(format!("the items of the loop, {name}, are not a list.")),
         };
@@ -252,7 +268,10 @@ pub(super) fn iteration_inputs(
     match items {
         LoopItems::Parameters(items) => {
             let item = &items[index];
-            let item = component.parameters.get(name).map_or_else(|| Ok(item.clone()), |declared| declared.check(name, item))?;
+            let item = component
+                .parameters
+                .get(name)
+                .map_or_else(|| Ok(item.clone()), |declared| declared.check(name, item))?;
             inputs.parameters.insert(name.clone(), item);
         }
         LoopItems::Artifacts(items) => {
@@ -263,13 +282,22 @@ pub(super) fn iteration_inputs(
 }
 
 /// The outputs of a graph whose tasks have all ended well.
-pub(super) fn graph_outputs<'a>(graph: &Graph, task: &dyn Fn(usize) -> Option<&'a TaskRecord>) -> Result<Outputs, String> {
+pub(super) fn graph_outputs<'a>(
+    graph: &Graph,
+    task: &dyn Fn(usize) -> Option<&'a TaskRecord>,
+) -> Result<Outputs, String> {
     let mut outputs = Outputs::default();
     let producers = |source: &OutputSource| -> Vec<(Option<&'a TaskRecord>, String)> {
-        source.selectors.iter().map(|(producer, key)| (task(*producer).filter(|record| record.state.has_outputs()), key.clone())).collect()
+        source
+            .selectors
+            .iter()
+            .map(|(producer, key)| (task(*producer).filter(|record| record.state.has_outputs()), key.clone()))
+            .collect()
     };
     for (name, source) in &graph.parameters {
-        let chosen = producers(source).into_iter().find_map(|(record, key)| record.map(|record| record.outputs.parameters.get(&key)));
+        let chosen = producers(source)
+            .into_iter()
+            .find_map(|(record, key)| record.map(|record| record.outputs.parameters.get(&key)));
         match chosen {
             Some(Some(value)) => {
                 outputs.parameters.insert(name.clone(), value.clone());
@@ -280,7 +308,9 @@ pub(super) fn graph_outputs<'a>(graph: &Graph, task: &dyn Fn(usize) -> Option<&'
         }
     }
     for (name, source) in &graph.artifacts {
-        let chosen = producers(source).into_iter().find_map(|(record, key)| record.map(|record| record.outputs.artifacts.get(&key)));
+        let chosen = producers(source)
+            .into_iter()
+            .find_map(|(record, key)| record.map(|record| record.outputs.artifacts.get(&key)));
         match chosen {
             Some(Some(artifacts)) => {
                 outputs.artifacts.insert(name.clone(), artifacts.clone());
@@ -293,7 +323,9 @@ pub(super) fn graph_outputs<'a>(graph: &Graph, task: &dyn Fn(usize) -> Option<&'
 }
 
 fn no_branch(name: &str) -> String {
-    format!("output {name}: none of the branches that it can be from was executed (`dsl.OneOf` needs one that is; is an Else missing?).")
+    format!(
+        "output {name}: none of the branches that it can be from was executed (`dsl.OneOf` needs one that is; is an Else missing?)."
+    )
 }
 
 /// The outputs of a loop: lists in the order of the iterations. Lists that an inner loop collected are joined.
@@ -301,7 +333,13 @@ pub(super) fn loop_outputs(component: &Component, iterations: &[&TaskRecord]) ->
     let mut outputs = Outputs::default();
     let names: Vec<(&String, bool)> = match &component.body {
         Body::Graph(graph) => graph.parameters.iter().map(|(name, source)| (name, source.is_collected)).collect(),
-        _ => component.spec.output_definitions.iter().flat_map(|outputs| outputs.parameters.keys()).map(|name| (name, false)).collect(),
+        _ => component
+            .spec
+            .output_definitions
+            .iter()
+            .flat_map(|outputs| outputs.parameters.keys())
+            .map(|name| (name, false))
+            .collect(),
     };
     for (name, is_collected) in names {
         let mut list = Vec::with_capacity(iterations.len());
@@ -338,7 +376,12 @@ fn not_collected(name: &str, iteration: &TaskRecord) -> String {
 
 /// The output that an imported artifact becomes.
 pub(super) fn import_output(component: &Component) -> &str {
-    component.spec.output_definitions.as_ref().and_then(|outputs| outputs.artifacts.keys().next()).map_or("artifact", String::as_str)
+    component
+        .spec
+        .output_definitions
+        .as_ref()
+        .and_then(|outputs| outputs.artifacts.keys().next())
+        .map_or("artifact", String::as_str)
 }
 
 /// What an importer imports.
@@ -356,7 +399,12 @@ pub(super) fn import_request(
         Some(value_or_runtime_parameter::Value::Constant(constant)) => resolve(&values::from_prost(constant))?,
         Some(value_or_runtime_parameter::Value::RuntimeParameter(name)) => {
             let default = component.parameters.get(name).and_then(|declared| declared.default.as_ref());
-            inputs.parameters.get(name).or(default).cloned().ok_or_else(|| named(name, "the URI to import has no value."))?
+            inputs
+                .parameters
+                .get(name)
+                .or(default)
+                .cloned()
+                .ok_or_else(|| named(name, "the URI to import has no value."))?
         }
         #[allow(deprecated)] // older files have it
         Some(value_or_runtime_parameter::Value::ConstantValue(constant)) => match &constant.value {
@@ -375,7 +423,11 @@ pub(super) fn import_request(
         metadata.insert(key.clone(), value);
     }
     let output = import_output(component);
-    let declared = component.spec.output_definitions.as_ref().and_then(|outputs| outputs.artifacts.get(output)?.artifact_type.as_ref());
+    let declared = component
+        .spec
+        .output_definitions
+        .as_ref()
+        .and_then(|outputs| outputs.artifacts.get(output)?.artifact_type.as_ref());
     let schema = importer.type_schema.as_ref().or(declared);
     let (mut schema_title, schema_version) = executor_input::schema(schema);
     if schema_title.is_empty() {
@@ -398,7 +450,11 @@ pub(super) fn failure(message: String) -> Failure {
 }
 
 /// The values that the settings of a container refer to, as far as they exist.
-pub(super) fn platform_inputs(references: &super::references::References, graph: &Graph, scope: &Scope<'_>) -> BTreeMap<String, Value> {
+pub(super) fn platform_inputs(
+    references: &super::references::References,
+    graph: &Graph,
+    scope: &Scope<'_>,
+) -> BTreeMap<String, Value> {
     let mut values = BTreeMap::new();
     for input in &references.inputs {
         if let Some(value) = scope.graph.parameters.get(input) {

@@ -56,7 +56,8 @@ impl Machine {
         records: Vec<TaskRecord>,
         now: i64,
     ) -> (Self, Vec<Effect>) {
-        let mut records: BTreeMap<TaskPath, TaskRecord> = records.into_iter().map(|record| (record.path.clone(), record)).collect();
+        let mut records: BTreeMap<TaskPath, TaskRecord> =
+            records.into_iter().map(|record| (record.path.clone(), record)).collect();
         let changed = reopen_run(&plan, &mut records, now);
         let mut effects: Vec<Effect> =
             changed.iter().filter_map(|path| records.get(path)).map(|record| Effect::Record(record.clone())).collect();
@@ -84,7 +85,8 @@ impl Machine {
         let mut open = vec![root];
         while let Some(id) = open.pop() {
             let node = self.node(id);
-            let is_loop = node.record.iteration.is_none() && node.task(&self.plan).is_some_and(|task| task.iterator.is_some());
+            let is_loop =
+                node.record.iteration.is_none() && node.task(&self.plan).is_some_and(|task| task.iterator.is_some());
             if is_loop {
                 self.rebuild_loop(id, &mut open);
             } else {
@@ -107,7 +109,8 @@ impl Machine {
         let mut has_ended = vec![false; graph.tasks.len()];
         for (index, task) in graph.tasks.iter().enumerate() {
             let path = parent_path.task(&task.name);
-            let record = if self.known.get(&path).is_some_and(TaskRecord::is_decided) { self.known.remove(&path) } else { None };
+            let record =
+                if self.known.get(&path).is_some_and(TaskRecord::is_decided) { self.known.remove(&path) } else { None };
             slots.push(record.map_or(Slot::Waiting(0), |record| {
                 has_ended[index] = record.state.is_final();
                 Slot::Reached(self.add(Node {
@@ -126,7 +129,8 @@ impl Machine {
             match slot {
                 Slot::Reached(id) => reached.push(*id),
                 Slot::Waiting(missing) => {
-                    *missing = graph.tasks[index].dependencies.iter().filter(|dependency| !has_ended[**dependency]).count();
+                    *missing =
+                        graph.tasks[index].dependencies.iter().filter(|dependency| !has_ended[**dependency]).count();
                     if *missing == 0 {
                         self.steps.push_back(Step::Decide(id, index));
                     }

@@ -93,7 +93,10 @@ fn canceling_stops_everything_and_then_runs_exit_tasks() {
     run.send(Event::Cancel);
     let run = run.finish();
     assert_eq!(run.run_state(), RunState::Canceled);
-    assert_eq!((run.state("handler/a"), run.state("handler/b")), (Some(TaskState::Canceled), Some(TaskState::Canceled)));
+    assert_eq!(
+        (run.state("handler/a"), run.state("handler/b")),
+        (Some(TaskState::Canceled), Some(TaskState::Canceled))
+    );
     assert_eq!(run.state("exit"), Some(TaskState::Succeeded));
     assert_eq!(run.record("exit").inputs.parameters["status"]["state"], "CANCELLED");
 }
@@ -125,8 +128,7 @@ fn looped(items: Value, fields: Value) -> Arc<Plan> {
     let mut each = dag(json!({
         "step": task("step", json!({"inputs": {"parameters": {"x": {"componentInputParameter": "item"}}}})),
     }));
-    each["dag"]["outputs"] =
-        json!({"parameters": {"out": {"valueFromParameter": {"producerSubtask": "step", "outputParameterKey": "Output"}}}});
+    each["dag"]["outputs"] = json!({"parameters": {"out": {"valueFromParameter": {"producerSubtask": "step", "outputParameterKey": "Output"}}}});
     each["inputDefinitions"] = json!({"parameters": {"item": {"parameterType": "NUMBER_INTEGER"}}});
     each["outputDefinitions"] = json!({"parameters": {"out": {"parameterType": "LIST"}}});
     pipeline(root, json!({"each": each}))
@@ -195,8 +197,7 @@ fn collecting_from_a_skipped_branch_is_an_error_with_a_hint() {
             "triggerPolicy": {"condition": "inputs.parameter_values['x'] == '1'"},
         })),
     }));
-    body["dag"]["outputs"] =
-        json!({"parameters": {"out": {"valueFromParameter": {"producerSubtask": "maybe", "outputParameterKey": "Output"}}}});
+    body["dag"]["outputs"] = json!({"parameters": {"out": {"valueFromParameter": {"producerSubtask": "maybe", "outputParameterKey": "Output"}}}});
     body["inputDefinitions"] = json!({"parameters": {"item": {"parameterType": "NUMBER_INTEGER"}}});
     body["outputDefinitions"] = json!({"parameters": {"out": {"parameterType": "LIST"}}});
     let run = simulate(pipeline(dag(json!({"loop": each})), json!({"each": body})), echo);

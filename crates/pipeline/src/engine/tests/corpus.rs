@@ -8,7 +8,10 @@ use super::*;
 fn shared(folder: &str) -> Option<PathBuf> {
     let path = match std::env::var_os("SLIPWAY_SHARED") {
         Some(root) => PathBuf::from(root).join(folder),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).ancestors().map(|above| above.join("shared").join(folder)).find(|path| path.is_dir())?,
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .ancestors()
+            .map(|above| above.join("shared").join(folder))
+            .find(|path| path.is_dir())?,
     };
     if !path.is_dir() {
         eprintln!("skipped: {} does not exist", path.display());
@@ -57,7 +60,12 @@ fn every_pipeline_of_the_corpus_reaches_its_end_with_and_without_crashes() {
             killed.kill();
             killed.step(0);
         }
-        let states = |run: &Simulation| run.store.values().map(|record| (record.path.clone(), record.state, record.outputs.clone())).collect::<Vec<_>>();
+        let states = |run: &Simulation| {
+            run.store
+                .values()
+                .map(|record| (record.path.clone(), record.state, record.outputs.clone()))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(states(&run), states(&killed), "{}", path.display());
         ends.insert(path.file_name().unwrap().to_string_lossy().into_owned(), (run.run_state(), run.message()));
     }

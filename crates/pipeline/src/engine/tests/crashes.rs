@@ -23,7 +23,11 @@ fn shapes() -> impl Strategy<Value = Vec<Shape>> {
         let body = prop::collection::vec(inner, 1..4);
         prop_oneof![
             body.clone().prop_map(Shape::Nested),
-            (0..4_usize, 0..3_usize, body.clone()).prop_map(|(items, parallelism, body)| Shape::Loop { items, parallelism, body }),
+            (0..4_usize, 0..3_usize, body.clone()).prop_map(|(items, parallelism, body)| Shape::Loop {
+                items,
+                parallelism,
+                body
+            }),
             (any::<bool>(), body.clone()).prop_map(|(is_true, body)| Shape::If { is_true, body }),
             body.prop_map(Shape::Exit),
         ]
@@ -58,21 +62,30 @@ fn tasks(shapes: &[Shape], components: &mut Map<String, Value>) -> Value {
             Shape::Nested(body) => task(&component(body), json!({})),
             Shape::Loop { items, parallelism, body } => {
                 let items: Vec<usize> = (0..*items).collect();
-                task(&component(body), json!({
-                    "iteratorPolicy": {"parallelismLimit": parallelism},
-                    "parameterIterator": {"itemInput": "item", "items": {"raw": json!(items).to_string()}},
-                }))
+                task(
+                    &component(body),
+                    json!({
+                        "iteratorPolicy": {"parallelismLimit": parallelism},
+                        "parameterIterator": {"itemInput": "item", "items": {"raw": json!(items).to_string()}},
+                    }),
+                )
             }
-            Shape::If { is_true, body } => task(&component(body), json!({
-                "inputs": {"parameters": {"pick": {"runtimeValue": {"constant": is_true}}}},
-                "triggerPolicy": {"condition": "inputs.parameter_values['pick'] == true"},
-            })),
+            Shape::If { is_true, body } => task(
+                &component(body),
+                json!({
+                    "inputs": {"parameters": {"pick": {"runtimeValue": {"constant": is_true}}}},
+                    "triggerPolicy": {"condition": "inputs.parameter_values['pick'] == true"},
+                }),
+            ),
             Shape::Exit(body) => {
-                tasks[format!("{name}-exit")] = task("step", json!({
-                    "dependentTasks": [name],
-                    "inputs": {"parameters": {"status": {"taskFinalStatus": {"producerTask": name}}}},
-                    "triggerPolicy": {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"},
-                }));
+                tasks[format!("{name}-exit")] = task(
+                    "step",
+                    json!({
+                        "dependentTasks": [name],
+                        "inputs": {"parameters": {"status": {"taskFinalStatus": {"producerTask": name}}}},
+                        "triggerPolicy": {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"},
+                    }),
+                );
                 task(&component(body), json!({}))
             }
         };
@@ -110,7 +123,10 @@ fn outcome(seed: u64) -> impl FnMut(&Launch) -> Outcome {
 type Ends = Vec<(TaskPath, TaskState, u32, Arc<Outputs>)>;
 
 fn ends(run: &Simulation) -> Ends {
-    run.store.values().map(|record| (record.path.clone(), record.state, record.attempt, Arc::clone(&record.outputs))).collect()
+    run.store
+        .values()
+        .map(|record| (record.path.clone(), record.state, record.attempt, Arc::clone(&record.outputs)))
+        .collect()
 }
 
 proptest! {

@@ -38,7 +38,13 @@ fn attempts_end_with_the_policy_its_time_and_permanent_failures() {
     };
     assert_eq!(attempts(json!({"maxRetryCount": 2}), false), 3);
     assert_eq!(attempts(json!({"maxRetryCount": 2}), true), 1);
-    assert_eq!(attempts(json!({"maxRetryCount": 9, "backoffDuration": "10s", "backoffFactor": 1.0, "backoffMaxDuration": "25s"}), false), 3);
+    assert_eq!(
+        attempts(
+            json!({"maxRetryCount": 9, "backoffDuration": "10s", "backoffFactor": 1.0, "backoffMaxDuration": "25s"}),
+            false
+        ),
+        3
+    );
 }
 
 #[test]
@@ -68,7 +74,10 @@ fn equal_executions_use_the_cache_unless_it_is_off() {
     assert_eq!(run.record("a").outputs, first.record("a").outputs);
     assert!(run.launches.is_empty());
     assert_eq!(again(on(), Limits { use_cache: false, ..Limits::default() }).launched(), ["a"]);
-    assert_eq!(again(on(), Limits { max_cache_staleness: Some(Duration::ZERO), ..Limits::default() }).launched(), ["a"]);
+    assert_eq!(
+        again(on(), Limits { max_cache_staleness: Some(Duration::ZERO), ..Limits::default() }).launched(),
+        ["a"]
+    );
     assert_eq!(again(json!({}), Limits::default()).launched(), ["a"]);
     let mut other = on();
     other["inputs"]["parameters"]["x"]["runtimeValue"]["constant"] = json!("2");
@@ -91,9 +100,12 @@ fn a_chosen_key_makes_different_inputs_equal() {
 
 #[test]
 fn importers_work_in_loops_with_uris_from_tasks_and_placeholders_in_metadata() {
-    let mut each = task("each", json!({
-        "inputs": {"parameters": {"uri": {"taskOutputParameter": {"producerTask": "make", "outputParameterKey": "Output"}}}},
-    }));
+    let mut each = task(
+        "each",
+        json!({
+            "inputs": {"parameters": {"uri": {"taskOutputParameter": {"producerTask": "make", "outputParameterKey": "Output"}}}},
+        }),
+    );
     each["parameterIterator"] = json!({"itemInput": "item", "items": {"raw": "[\"a\", \"b\"]"}});
     let mut body = dag(json!({
         "import": task("importer", json!({"inputs": {"parameters": {

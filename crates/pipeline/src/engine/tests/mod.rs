@@ -56,10 +56,16 @@ fn plan_of(text: &str) -> Arc<Plan> {
 }
 
 impl Simulation {
-    fn new(plan: Arc<Plan>, parameters: Value, limits: Limits, execute: impl FnMut(&Launch) -> Outcome + 'static) -> Self {
+    fn new(
+        plan: Arc<Plan>,
+        parameters: Value,
+        limits: Limits,
+        execute: impl FnMut(&Launch) -> Outcome + 'static,
+    ) -> Self {
         let parameters: Parameters = serde_json::from_value(parameters).unwrap();
         let run = run_info();
-        let (machine, effects) = Machine::start(Arc::clone(&plan), Arc::clone(&run), parameters.clone(), limits.clone(), 1);
+        let (machine, effects) =
+            Machine::start(Arc::clone(&plan), Arc::clone(&run), parameters.clone(), limits.clone(), 1);
         let mut simulation = Self {
             plan,
             run,
@@ -85,7 +91,10 @@ impl Simulation {
     fn finish(mut self) -> Self {
         for _ in 0..1_000_000 {
             if self.end.is_some() {
-                assert!(self.store.values().all(|record| record.state.is_final()), "a task of a finished run has not ended");
+                assert!(
+                    self.store.values().all(|record| record.state.is_final()),
+                    "a task of a finished run has not ended"
+                );
                 return self;
             }
             self.step(0);
@@ -115,7 +124,12 @@ impl Simulation {
                         }
                         Effect::Launch(launch) => {
                             let record = &self.store[&launch.path];
-                            assert_eq!((record.state, record.attempt), (TaskState::Running, launch.attempt), "{}", launch.path);
+                            assert_eq!(
+                                (record.state, record.attempt),
+                                (TaskState::Running, launch.attempt),
+                                "{}",
+                                launch.path
+                            );
                             self.pending.push_back(Effect::Launch(launch));
                         }
                         other => self.pending.push_back(other),
@@ -127,7 +141,9 @@ impl Simulation {
 
     /// Lets one of the pending things happen.
     fn step(&mut self, choice: usize) {
-        let Some(event) = self.event(choice) else { panic!("nothing is pending, but the run has not ended: {:#?}", self.machine) };
+        let Some(event) = self.event(choice) else {
+            panic!("nothing is pending, but the run has not ended: {:#?}", self.machine)
+        };
         let effects = self.apply(event);
         self.perform(effects);
     }
@@ -216,7 +232,8 @@ impl Simulation {
         );
         self.machine = machine;
         // Records come first in both lists that a retry joins.
-        let (records, others): (Vec<_>, Vec<_>) = effects.into_iter().partition(|effect| matches!(effect, Effect::Record(_)));
+        let (records, others): (Vec<_>, Vec<_>) =
+            effects.into_iter().partition(|effect| matches!(effect, Effect::Record(_)));
         self.perform(records.into_iter().chain(others).collect());
     }
 

@@ -6,7 +6,12 @@ use super::*;
 
 /// Runs to the end, and returns the microseconds per event without those of the launcher and the store.
 fn cost(plan: &Arc<Plan>) -> (f64, Simulation) {
-    let mut run = Simulation::new(Arc::clone(plan), json!({}), Limits { max_parallel_tasks: 100_000, ..Limits::default() }, succeed);
+    let mut run = Simulation::new(
+        Arc::clone(plan),
+        json!({}),
+        Limits { max_parallel_tasks: 100_000, ..Limits::default() },
+        succeed,
+    );
     let mut events = 0_u32;
     let mut spent = 0.0;
     while run.end.is_none() {

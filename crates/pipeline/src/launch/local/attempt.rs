@@ -82,10 +82,7 @@ impl Attempt {
         let run = &launch.run;
         let task = artifacts.join(file_name(&run.pipeline_name)).join(file_name(&run.run_id));
         let outputs = task.join(file_name(&launch.path.0)).join(uuid::Uuid::new_v4().to_string());
-        let mut paths = Paths {
-            executor_output: text(outputs.join("executor_output.json"))?,
-            ..Paths::default()
-        };
+        let mut paths = Paths { executor_output: text(outputs.join("executor_output.json"))?, ..Paths::default() };
         if let Some(run) = self.folder.ancestors().nth(2) {
             paths.workspace = Some(text(run.join("workspace"))?);
         }
@@ -147,8 +144,7 @@ mod tests {
             id("r", &long, 1),
             id("r", &format!("{long}y"), 1),
         ];
-        let folders: std::collections::BTreeSet<PathBuf> =
-            ids.iter().map(|id| Attempt::new(root, id).folder).collect();
+        let folders: std::collections::BTreeSet<PathBuf> = ids.iter().map(|id| Attempt::new(root, id).folder).collect();
         assert_eq!(folders.len(), ids.len());
         for folder in folders {
             assert!(folder.components().count() == 5 && !folder.to_string_lossy().contains(".."), "{folder:?}");

@@ -104,9 +104,8 @@ fn pip_install(words: &[Word]) -> Option<Vec<String>> {
 }
 
 fn is_assignment(text: &str) -> bool {
-    text.split_once('=').is_some_and(|(name, _)| {
-        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    })
+    text.split_once('=')
+        .is_some_and(|(name, _)| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -247,8 +246,7 @@ mod tests {
             "typing-extensions>=3.7.4,<5; python_version<\"3.9\"",
         ];
         assert_eq!(command.installs, vec![words(&["scikit-learn"]), words(&kfp)]);
-        let expected =
-            Program::Lightweight { code: "code".into(), arguments: words(&["--executor_input", "{}"]) };
+        let expected = Program::Lightweight { code: "code".into(), arguments: words(&["--executor_input", "{}"]) };
         assert_eq!(command.program, expected);
     }
 

@@ -29,7 +29,8 @@ const MAX_ERROR_BYTES: usize = 2000;
 /// The file that marks a complete environment.
 const RECORD: &str = "environment.json";
 /// Options of `pip install` that `uv pip install` has as well, with the same meaning.
-const OPTIONS_OF_UV: &[&str] = &["--no-deps", "--index-url", "-i", "--extra-index-url", "--find-links", "-f", "--upgrade", "-U"];
+const OPTIONS_OF_UV: &[&str] =
+    &["--no-deps", "--index-url", "-i", "--extra-index-url", "--find-links", "-f", "--upgrade", "-U"];
 
 /// What an environment is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -205,7 +206,11 @@ impl Environments {
         for arguments in &request.installs {
             let command = match (&uv, &settings) {
                 (Some(uv), Some(_)) => words(uv, &["pip", "install", "--quiet", "--python"], &[&program]),
-                _ => words(&program, &["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"], &[]),
+                _ => words(
+                    &program,
+                    &["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"],
+                    &[],
+                ),
             };
             let command = command.into_iter().chain(arguments.iter().map(OsString::from)).collect();
             let what = format!("pip install {}", arguments.join(" "));

@@ -156,11 +156,16 @@ impl LocalLauncher {
     pub fn new(settings: Settings) -> Self {
         let inherited = variables::inherited(&settings.inherited);
         let installers = variables::of_installers(&inherited);
-        let environments =
-            Environments::new(settings.environments.clone(), settings.max_environments, installers);
+        let environments = Environments::new(settings.environments.clone(), settings.max_environments, installers);
         let slots = Semaphore::new(settings.concurrency.max(1));
-        let inner =
-            Inner { settings, environments, engine: images::Engine::default(), inherited, slots, active: Mutex::default() };
+        let inner = Inner {
+            settings,
+            environments,
+            engine: images::Engine::default(),
+            inherited,
+            slots,
+            active: Mutex::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 }
@@ -227,7 +232,10 @@ impl Inner {
             }
             started = Some(step);
             if !supervisor::has_started(&attempt.folder) {
-                return Err(Failure { message: "the worker ended before it started the step".into(), ..Failure::default() });
+                return Err(Failure {
+                    message: "the worker ended before it started the step".into(),
+                    ..Failure::default()
+                });
             }
         }
         let observed = supervisor::wait(&attempt.folder).await;

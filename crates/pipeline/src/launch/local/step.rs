@@ -89,7 +89,12 @@ impl Inner {
                     folder: &attempt.path("work"),
                 };
                 let words = std::iter::once(engine.display().to_string()).chain(container.arguments()).collect();
-                return Ok(Prepared::Step(self.step(Start::Program { words, _environment: None }, &requested, &pod, attempt)));
+                return Ok(Prepared::Step(self.step(
+                    Start::Program { words, _environment: None },
+                    &requested,
+                    &pod,
+                    attempt,
+                )));
             }
             Some(Place::Environment(folder)) => Some(folder),
             Some(Place::Machine) => None,
@@ -127,7 +132,8 @@ impl Inner {
         let environment = if needs_environment {
             let request = Request { version: version_of_image(image), base: base.clone(), installs };
             let created = self.environments.get(&request).await;
-            let failed = |reason| Failure { message: format!("task '{}': {reason}", launch.path), ..Failure::default() };
+            let failed =
+                |reason| Failure { message: format!("task '{}': {reason}", launch.path), ..Failure::default() };
             Some(created.map_err(failed)?)
         } else {
             None
@@ -137,7 +143,8 @@ impl Inner {
             Program::Words(words) => words,
             Program::Lightweight { code, arguments } => {
                 let file = attempt.path("program/ephemeral_component.py");
-                files::replace(&file, code.as_bytes()).map_err(|error| permanent(format!("writing the component: {error}")))?;
+                files::replace(&file, code.as_bytes())
+                    .map_err(|error| permanent(format!("writing the component: {error}")))?;
                 let module = ["--component_module_path".to_owned(), file.display().to_string()];
                 let arguments: Vec<String> = module.into_iter().chain(arguments).collect();
                 let is_warm = mounts.is_empty() && !requested.keys().any(|name| variables::is_read_at_start(name));
@@ -150,7 +157,8 @@ impl Inner {
                 python.into_iter().chain(arguments).collect()
             }
         };
-        let mut step = self.step(Start::Program { words: Vec::new(), _environment: environment }, requested, pod, attempt);
+        let mut step =
+            self.step(Start::Program { words: Vec::new(), _environment: environment }, requested, pod, attempt);
         if let Some(programs) = programs {
             step.variables =
                 variables::all(&self.inherited, &self.settings.variables, requested, Some(&programs), attempt);
@@ -163,7 +171,10 @@ impl Inner {
             )));
         }
         words = volumes::wrapped(mounts, words).ok_or_else(|| {
-            permanent(format!("task '{}' mounts volumes, which needs bubblewrap (bwrap) or a container engine", launch.path))
+            permanent(format!(
+                "task '{}' mounts volumes, which needs bubblewrap (bwrap) or a container engine",
+                launch.path
+            ))
         })?;
         if let Start::Program { words: program, .. } = &mut step.start {
             *program = words;
@@ -221,7 +232,8 @@ impl Inner {
                 let text = serde_json::to_vec(&task).map_err(|error| failed(error.to_string()))?;
                 let written = files::replace(&attempt.path("task.json"), &text);
                 written.map_err(|error| failed(format!("writing the attempt: {error}")))?;
-                let variables = step.variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+                let variables =
+                    step.variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
                 let started = supervisor::spawn(&self.settings.program, &attempt.folder, variables.collect());
                 started.map_err(|error| failed(error.to_string()))
             }

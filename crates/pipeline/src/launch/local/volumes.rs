@@ -31,19 +31,22 @@ fn is_name(text: &str) -> bool {
 /// # Errors
 /// A volume does not exist or is not supported on one machine.
 pub(super) fn mounts(spec: &RunSpec, folders: &Folders<'_>) -> Result<Vec<Mount>, String> {
-    spec.volume_mounts.iter().map(|mount| {
-        let volume = spec.volumes.iter().find(|volume| volume["name"] == mount.name.as_str());
-        let volume = volume.ok_or_else(|| format!("there is no volume '{}'", mount.name))?;
-        let mut folder = folder(volume, folders)?;
-        if let Some(sub_path) = mount.other.get("subPath").and_then(Value::as_str) {
-            if !sub_path.split('/').all(is_name) {
-                return Err(format!("the path '{sub_path}' in volume '{}' is invalid", mount.name));
+    spec.volume_mounts
+        .iter()
+        .map(|mount| {
+            let volume = spec.volumes.iter().find(|volume| volume["name"] == mount.name.as_str());
+            let volume = volume.ok_or_else(|| format!("there is no volume '{}'", mount.name))?;
+            let mut folder = folder(volume, folders)?;
+            if let Some(sub_path) = mount.other.get("subPath").and_then(Value::as_str) {
+                if !sub_path.split('/').all(is_name) {
+                    return Err(format!("the path '{sub_path}' in volume '{}' is invalid", mount.name));
+                }
+                folder.push(sub_path);
+                create(&folder)?;
             }
-            folder.push(sub_path);
-            create(&folder)?;
-        }
-        Ok((folder, mount.mount_path.clone()))
-    }).collect()
+            Ok((folder, mount.mount_path.clone()))
+        })
+        .collect()
 }
 
 fn folder(volume: &Value, folders: &Folders<'_>) -> Result<PathBuf, String> {
@@ -56,7 +59,10 @@ fn folder(volume: &Value, folders: &Folders<'_>) -> Result<PathBuf, String> {
         return if folder.is_dir() {
             Ok(folder)
         } else {
-            Err(format!("there is no volume at {}; create it with CreatePVC in the pipeline, or with mkdir", folder.display()))
+            Err(format!(
+                "there is no volume at {}; create it with CreatePVC in the pipeline, or with mkdir",
+                folder.display()
+            ))
         };
     }
     if let Some(secret) = volume.get("secret") {
@@ -68,7 +74,10 @@ fn folder(volume: &Value, folders: &Folders<'_>) -> Result<PathBuf, String> {
             return Err(format!("there is no secret at {}", folder.display()));
         }
     } else if volume.get("emptyDir").is_none() && volume.get("ephemeral").is_none() {
-        return Err(format!("volume {} needs a cluster; one machine supports claims, secrets and empty folders", volume["name"]));
+        return Err(format!(
+            "volume {} needs a cluster; one machine supports claims, secrets and empty folders",
+            volume["name"]
+        ));
     }
     let folder = named(&folders.attempt, &volume["name"])?;
     create(&folder)?;

@@ -62,9 +62,7 @@ pub(super) struct Request {
 pub(super) fn has_worker(environment: &Path) -> bool {
     let entries = std::fs::read_dir(environment).into_iter().flatten().flatten();
     let mut locks = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "lock"));
-    locks.any(|path| {
-        File::open(path).is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
-    })
+    locks.any(|path| File::open(path).is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err()))
 }
 
 /// Has a step executed by the worker of an environment, which is started if it does not run. Returns when the step has ended, or was not
