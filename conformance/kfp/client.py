@@ -309,8 +309,14 @@ def runs_are_created_from_packages_functions_and_versions(fixture):
 
     pipeline = client.upload_pipeline(fixture.package, pipeline_name=fixture.name("p"))
     version = client.upload_pipeline_version(fixture.package, "two", pipeline_id=pipeline.pipeline_id)
-    for options in ({"version_id": version.pipeline_version_id}, {}):
-        run = client.run_pipeline(experiment.experiment_id, "r", pipeline_id=pipeline.pipeline_id, params={"text": "a"}, **options)
+    named = client.run_pipeline(experiment.experiment_id, "r", pipeline_id=pipeline.pipeline_id,
+                                version_id=version.pipeline_version_id, params={"text": "a"})
+    # The client insists on a version, the API does not: it takes the newest.
+    newest = client._run_api.run_service_create_run(kfp_server_api.V2beta1Run(
+        experiment_id=experiment.experiment_id, display_name="r", runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters={"text": "a"}),
+        pipeline_version_reference=kfp_server_api.V2beta1PipelineVersionReference(pipeline_id=pipeline.pipeline_id),
+    ))
+    for run in (named, newest):
         reference = client.get_run(run.run_id).pipeline_version_reference
         assert reference.pipeline_version_id == version.pipeline_version_id
 
