@@ -72,7 +72,8 @@ fn tokens_carry_filter_and_order() {
     let next = Listing::new(&FIELDS, &request("")).unwrap();
     assert_eq!((next.filter(), next.after(), next.is_descending()), (first.filter(), Some(&position), true));
     assert!(Listing::new(&FIELDS, &request("name asc")).unwrap_err().to_string().contains("page token does not match"));
-    let foreign = Fields { object: "Other", key: "id", fields: &[text("title", "title")], has_tags: false };
+    const TITLE: &[Field] = &[text("title", "title")];
+    let foreign = Fields { object: "Other", key: "id", fields: TITLE, has_tags: false };
     for (fields, token) in [(&FIELDS, "x"), (&FIELDS, "e30="), (&foreign, token.as_str())] {
         let request = ListRequest { page_token: token.into(), ..ListRequest::default() };
         assert_eq!(Listing::new(fields, &request).unwrap_err().to_string(), "Invalid page token");

@@ -53,10 +53,6 @@ impl Bounds {
         (min..=max).step_by(step as usize).fold(0, |set, bit| set | 1 << bit)
     }
 
-    fn all(&self) -> u64 {
-        self.set(self.min, self.max, 1) | STAR
-    }
-
     /// The set of a field: ranges, separated by commas.
     fn parse(&self, field: &str) -> Result<u64, String> {
         field.split(',').filter(|range| !range.is_empty()).try_fold(0, |set, range| Ok(set | self.range(range)?))

@@ -92,7 +92,7 @@ mod tests {
         for layout in [
             "20060102150405",
             "2006-01-02T15:04:05",
-            "Mon Jan _2 15:04:05 2006",
+            "Mon Jan 02 15:04:05 2006",
             "Monday, 02-Jan-06",
             "3:04PM",
             "1/2/06 pm",
@@ -101,6 +101,7 @@ mod tests {
             assert_eq!(format(layout, reference), layout);
         }
         assert_eq!(format("2006-01-02T15:04:05Z07:00 MST -0700", 0), "1970-01-01T00:00:00Z UTC +0000");
+        assert_eq!(format("Jan _2", 0), "Jan  1");
         assert_eq!(format("3PM 1/2 _2006 Month Janus", 13 * 3600), "1PM 1/1 _1970 Month Janus");
     }
 }

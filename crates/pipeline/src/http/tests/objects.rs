@@ -70,16 +70,14 @@ async fn a_pipeline_has_its_whole_life() {
 async fn faulty_uploads_are_refused_in_the_form_of_their_route() {
     let api = Api::new().await;
     let faults = [
-        ("upload?name=a", "a.txt", "text".as_bytes(), 400, "Unexpected pipeline file format"),
+        ("upload?name=a", "a.txt", "text", 400, "Unexpected pipeline file format"),
         ("upload?name=a", "a.yaml", "a: [", 400, "line"),
         ("upload?name=a&tags=x", "a.yaml", PIPELINE, 400, "Failed to parse tags"),
         ("upload_version?name=a", "a.yaml", PIPELINE, 404, "not found"),
         ("upload_version?name=a&pipelineid=no", "a.yaml", PIPELINE, 404, "Pipeline no not found"),
     ];
-    for (query, name, content, expected, reason) in
-        faults.map(|(a, b, c, d, e)| (a, b, AsRef::<[u8]>::as_ref(c).to_vec(), d, e))
-    {
-        let (status, body) = api.upload(query, name, &content).await;
+    for (query, name, content, expected, reason) in faults {
+        let (status, body) = api.upload(query, name, content.as_bytes()).await;
         assert_eq!(status, expected, "{body}");
         assert!(text(&body, "error_message").contains(reason), "{body}");
     }
