@@ -28,7 +28,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go nextest demo test fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster bench-data binary portable clean
+.PHONY: help tools go nextest demo test fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster bench-data bench-pipeline binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -136,7 +136,7 @@ $(PLUGIN)/nvidia-device-plugin: conformance/kube/plugin/go.sum | go
 	  github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin github.com/NVIDIA/k8s-device-plugin/cmd/gpu-feature-discovery
 
 # The parts can be run, and recorded, one by one.
-conformance: conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc
+conformance: conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp
 
 conformance-mlflow: binary $(PEERS)/mlflow/.ready
 	python3 -m unittest discover conformance
@@ -174,6 +174,16 @@ conformance-dvc: binary $(if $(LIVE),$(PEERS)/dvc/.ready $(PEERS)/dvc-clouds/.re
 	python3 conformance/dvc/run.py --slipway $(SLIPWAY) $(if $(LIVE),--dvc $(PEERS)/dvc/bin/dvc) $(call junit,dvc)
 	python3 conformance/dvc/remotes.py --slipway $(SLIPWAY) $(if $(LIVE),--dvc $(PEERS)/dvc/bin/dvc) $(call junit,dvc-remotes)
 
+$(PEERS)/kfp/.ready: conformance/kfp/requirements.txt
+	@echo "installing the SDK of Kubeflow Pipelines into $(PEERS)/kfp"
+	python3 -m venv $(PEERS)/kfp
+	$(PEERS)/kfp/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+conformance-kfp: binary $(PEERS)/kfp/.ready
+	$(PEERS)/kfp/bin/python conformance/kfp/client.py --slipway $(SLIPWAY) $(call junit,kfp-client)
+	$(PEERS)/kfp/bin/python conformance/kfp/corpus.py --slipway $(SLIPWAY) $(if $(LIVE),--live) $(call junit,kfp-corpus)
+
 # Kubernetes itself is built once per machine. It does not depend on slipway's binary, so it can be built while cargo runs.
 lab-programs: go
 	@scripts/lab-tools.sh
@@ -196,7 +206,7 @@ test-cluster: binary $(PEERS)/ansible/.ready
 ui-test: binary
 	scripts/ui-test.sh
 
-book: binary
+book: binary $(PEERS)/kfp/.ready
 	scripts/book.py $(SLIPWAY) $(call junit,book)
 
 bench: bench-track bench-serve bench-gpu
@@ -221,6 +231,9 @@ bench-gpu: binary
 	python3 bench/gpu/run.py --slipway $(SLIPWAY)
 
 # Compares with DVC, `cp -r` and `md5sum`.
+bench-pipeline: binary $(PEERS)/kfp/.ready
+	$(PEERS)/kfp/bin/python bench/pipeline/run.py --slipway $(SLIPWAY)
+
 bench-data: binary $(PEERS)/dvc/.ready
 	python3 bench/data/run.py --slipway $(SLIPWAY) --dvc $(PEERS)/dvc/bin/dvc
 

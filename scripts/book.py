@@ -22,6 +22,7 @@ from lib import Slipway
 from suite import Skip, Suite
 
 SUITE = Suite("book", limit=900)
+PIPELINES = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "slipway/peers/kfp")
 # The model y = a + b on two numbers, encoded as ONNX with the field numbers of onnx.proto, so that no package is needed.
 
 
@@ -59,6 +60,9 @@ def run_blocks(chapter, binary):
         demo = ROOT / ".slipway-demo"
         if demo.exists():
             os.symlink(demo, pathlib.Path(folder, "demo"))
+        # Chapter 9 needs kfp, which the conformance tests may have installed already.
+        if PIPELINES.exists():
+            os.symlink(PIPELINES, pathlib.Path(folder, "kfp"))
         environment = {**os.environ, "PATH": f"{binary.parent}:{os.environ['PATH']}", "SLIPWAY": server.url, "SOURCE": str(ROOT), "MODEL": str(model),
                        "SLIPWAY_HOME": str(server.home)}
         done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)

@@ -346,6 +346,46 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Check the free disk space and the permissions of the `work` folder below SLIPWAY_HOME.",
     },
     Topic {
+        code: "pipeline.invalid",
+        meaning: "A request about pipelines, or a parameter of a run, is not valid.",
+        remedy: "The message names the field. `slipway pipeline submit FILE -p NAME=VALUE` reads a VALUE as JSON where the pipeline declares no text.",
+    },
+    Topic {
+        code: "pipeline.specification",
+        meaning: "The file is not a compiled pipeline, or the pipeline has faults.",
+        remedy: "Compile it again with `kfp dsl compile --py FILE.py --output FILE.yaml`; `slipway pipeline validate FILE.yaml` lists every fault with its line.",
+    },
+    Topic {
+        code: "pipeline.not_found",
+        meaning: "The pipeline, version, experiment, run, task or schedule does not exist.",
+        remedy: "`slipway pipeline ls` lists the runs, and `slipway pipeline show RUN` the tasks of one.",
+    },
+    Topic {
+        code: "pipeline.exists",
+        meaning: "A pipeline, version or experiment with this name already exists.",
+        remedy: "Choose another name, or delete the existing one first.",
+    },
+    Topic {
+        code: "pipeline.not_now",
+        meaning: "The operation is not possible in the current state, as retrying a run that has not ended.",
+        remedy: "`slipway pipeline show RUN` prints the state.",
+    },
+    Topic {
+        code: "pipeline.forbidden",
+        meaning: "The caller lacks the permission for this operation.",
+        remedy: "Use a token of the owner or an administrator; on Kubernetes, a role with the verb on `runs` in the group `slipway.dev`.",
+    },
+    Topic {
+        code: "pipeline.failed",
+        meaning: "The run that the command waited for has failed or was cancelled.",
+        remedy: "`slipway pipeline show RUN` prints which task failed and why, `slipway pipeline logs RUN TASK` its output. After a repair, `slipway pipeline retry RUN` keeps what succeeded.",
+    },
+    Topic {
+        code: "pipeline.io",
+        meaning: "A file of a pipeline or of its run cannot be read or written.",
+        remedy: "Check the path, the owner of the state folder and the free disk space.",
+    },
+    Topic {
         code: "track.refused",
         meaning: "The tracking or registry API rejected the request with MLflow's error code and message.",
         remedy: "The message names the parameter; MLflow's REST API documentation describes its rules.",

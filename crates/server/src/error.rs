@@ -66,6 +66,9 @@ pub enum ServerError {
     /// The executor of runs cannot be started.
     #[error(transparent)]
     Exec(#[from] slipway_exec::ExecError),
+    /// Pipelines cannot be opened.
+    #[error(transparent)]
+    Pipeline(#[from] slipway_pipeline::Error),
     /// The inference gateway cannot be opened.
     #[error(transparent)]
     Serve(#[from] slipway_serve::Error),
@@ -86,6 +89,7 @@ impl Explain for ServerError {
             Self::Store(e) => e.code(),
             Self::Track(e) => Explain::code(e),
             Self::Exec(e) => e.code(),
+            Self::Pipeline(e) => e.code(),
             Self::Serve(e) => e.code(),
         }
     }

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::cluster::{self, Cluster, Kubernetes};
 use crate::listen::Connections;
+use crate::pipeline::{self, PipelineRunner};
 use crate::{Addresses, ServerError, api, auth, gpu, metrics, openapi, runs, ui};
 
 /// The state behind all routes of a server; cheap to clone.
@@ -31,6 +32,10 @@ pub struct Platform {
     pub data: slipway_data::service::Service,
     /// Repositories of versioned data that the server reads.
     pub data_catalog: Catalog,
+    /// Pipelines, their runs and schedules.
+    pub pipelines: slipway_pipeline::service::Service,
+    /// Executes the runs of pipelines. Without a driver in a process that does not listen.
+    pub(crate) pipeline_runner: PipelineRunner,
     /// The database. The server closes it when it stops.
     pub database: Database,
     /// The state folder.
@@ -124,6 +129,7 @@ impl Platform {
             slipway_serve::MIGRATION,
             slipway_gpu::repo::MIGRATION,
             slipway_data::catalog::MIGRATION,
+            slipway_pipeline::MIGRATION,
             auth::MIGRATION,
         ];
         let database = match stores.database.clone() {
@@ -145,10 +151,14 @@ impl Platform {
             Arc::new(Registry(tracking.clone())),
             slipway_serve::BodyLimits::default(),
         )?;
+        let pipeline_runner = PipelineRunner::default();
+        let pipelines = pipeline::open(database.clone(), pipeline_runner.clone()).await?;
         Ok(Self {
             tracking,
             gateway,
             data,
+            pipelines,
+            pipeline_runner,
             data_catalog: Catalog::new(database.clone(), &home.work().join("data-repositories")),
             database,
             home: home.clone(),
@@ -186,12 +196,14 @@ impl Platform {
                     .merge(gpu::routes(self.clone()))
                     .merge(cluster::routes(self.clone()))
                     .merge(runs::routes(self.clone()))
+                    .merge(slipway_pipeline::http::own_routes(self.pipelines.clone()))
                     .nest("/data", data),
             )
             .merge(api::health_routes(self.clone()));
         let own = addresses.cloned().map(api::addresses_routes).into_iter().fold(own, Routes::merge);
         openapi::with_document(own)
             .merge(slipway_track::http::routes(self.tracking.clone()))
+            .merge(slipway_pipeline::http::routes(self.pipelines.clone()))
             // Public, because the pages contain no data; they fetch it from the API.
             .fallback(Access::Public, ui::serve)
             .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.request_metrics), metrics::count))

@@ -25,7 +25,7 @@ use crate::certificates::{CertificateSource, Certificates, server_names};
 use crate::data::LocalData;
 use crate::listen::{Limits, Port};
 use crate::tracker::RunTracker;
-use crate::{Kubernetes, Platform, ServerError, Stores, accelerators, api};
+use crate::{Kubernetes, Platform, ServerError, Stores, accelerators, api, pipeline};
 
 /// A multipart upload that has received no part for this long is abandoned.
 const ABANDONED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -171,6 +171,7 @@ impl Server {
             let tracker =
                 Arc::new(RunTracker { tracking: platform.tracking.clone(), isolated: options.cluster.is_some() });
             let mint: Mint = Arc::new(move |request| run_tokens.mint(request));
+            let variables = tracking_variables(&addresses, certificates.as_deref());
             platform.set_executor(match &options.cluster {
                 Some(cluster) => {
                     let routes = crate::controller::routes(Arc::<RunTracker>::clone(&tracker), Arc::clone(&mint));
@@ -180,13 +181,16 @@ impl Server {
                 None => Arc::new(open_local_executor(
                     &platform,
                     &options.home,
-                    tracking_variables(&addresses, certificates.as_deref()),
+                    variables.clone(),
                     tracker,
                     mint,
                     options.run_environment.clone(),
                     options.data_cache_bytes,
                 )?),
             });
+            if options.cluster.is_none() {
+                pipeline::execute_here(&platform, &options.home, variables, options.run_environment.clone()).await?;
+            }
         }
         let [control_routes, inference_routes, grpc_routes] = routes(&platform, &addresses, options.gateway_only);
         let connections = Arc::clone(&platform.connections);
@@ -232,6 +236,8 @@ impl Server {
             tokio::spawn(follow)
         });
         let cleanup_task = tokio::spawn(collect_abandoned_uploads(self.platform.clone()));
+        let has_driver = self.platform.pipeline_runner.has_driver();
+        let schedules_task = has_driver.then(|| self.platform.pipelines.spawn_scheduler());
         let mut result = Ok(());
         tokio::select! {
             () = stop => tracing::info!("stopping: draining requests in flight"),
@@ -254,6 +260,9 @@ impl Server {
             tasks.shutdown().await;
         }
         cleanup_task.abort();
+        if let Some(task) = schedules_task {
+            task.abort();
+        }
         if let Some(task) = certificate_task {
             task.abort();
         }

@@ -7,6 +7,7 @@ pub(crate) mod data;
 mod global;
 pub(crate) mod gpu;
 pub(crate) mod node;
+pub(crate) mod pipeline;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -112,6 +113,12 @@ pub(crate) enum Command {
         after_help = "Example:\n  slipway run submit --name train --follow -- python train.py\n  slipway run ls --submitted\n  slipway run ls --experiment digits"
     )]
     Run(Run),
+    /// Run pipelines of Kubeflow: compiled with its SDK, without its cluster
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway pipeline validate train.yaml\n  slipway pipeline submit train.yaml -p epochs=3 --wait"
+    )]
+    Pipeline(pipeline::Pipeline),
     /// Manage registered models
     #[command(subcommand, after_help = "Example:\n  slipway model ls\n  slipway model promote digits 3 champion")]
     Model(Model),

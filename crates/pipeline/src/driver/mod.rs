@@ -24,6 +24,7 @@ use slipway_exec::LogStream;
 use slipway_store::Database;
 use tokio::sync::mpsc;
 
+use crate::Error;
 use crate::engine::{Effect, Event, Limits, Machine, Plan, TaskRecord};
 use crate::entity::Run;
 use crate::launch::{AttemptId, Launcher};
@@ -31,7 +32,6 @@ use crate::model::{Artifact, RunState, TaskPath};
 use crate::repo;
 use crate::service::{ArtifactStream, RunContext, Runner};
 use crate::tracker::Tracker;
-use crate::Error;
 
 use drive::{Command, Drive};
 
@@ -76,12 +76,7 @@ enum Reason {
 
 impl Driver {
     /// A driver without runs.
-    pub fn new(
-        database: Database,
-        launcher: Arc<dyn Launcher>,
-        tracker: Arc<dyn Tracker>,
-        settings: Settings,
-    ) -> Self {
+    pub fn new(database: Database, launcher: Arc<dyn Launcher>, tracker: Arc<dyn Tracker>, settings: Settings) -> Self {
         Self { inner: Arc::new(Inner { database, launcher, tracker, settings, active: Mutex::default() }) }
     }
 
@@ -169,7 +164,8 @@ impl Inner {
     /// Records that a run failed because it could not be carried out.
     async fn fail(&self, run_id: &str, message: String) {
         let id = run_id.to_owned();
-        let written = self.database.write(move |c| repo::runs::set_state(c, &id, &[], RunState::Failed, &message, now_ms()));
+        let written =
+            self.database.write(move |c| repo::runs::set_state(c, &id, &[], RunState::Failed, &message, now_ms()));
         if let Err(error) = written.await {
             tracing::error!(run = run_id, %error, "the failure of the pipeline run cannot be recorded");
         }
@@ -225,7 +221,11 @@ impl Runner for Driver {
         })
     }
 
-    fn read_artifact(&self, _namespace: String, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+    fn read_artifact(
+        &self,
+        _namespace: String,
+        artifact: Artifact,
+    ) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
         self.inner.launcher.read(artifact)
     }
 }

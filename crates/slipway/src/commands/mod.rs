@@ -15,6 +15,7 @@ mod lab;
 mod login;
 mod model;
 mod node;
+mod pipeline;
 mod run;
 mod show;
 mod source;
@@ -127,6 +128,7 @@ async fn run_configured(context: &Context, command: Command) -> Result<(), Failu
         Command::Top(options) => top::run(options),
         Command::Node(verb) => node::run(context, verb).await,
         Command::Run(verb) => run::run(context, verb).await,
+        Command::Pipeline(verb) => pipeline::run(context, verb).await,
         Command::Model(verb) => model::run(context, verb).await,
         Command::Deploy(verb) => deploy::run(context, verb).await,
         Command::Show(options) => show::show(context, options).await,

@@ -359,7 +359,8 @@ impl Launcher for LocalLauncher {
     fn has(&self, outputs: Outputs) -> BoxFuture<'static, bool> {
         let artifacts = self.inner.settings.artifacts.clone();
         async move {
-            let all = move || outputs.artifacts.values().flatten().all(|artifact| content::is_there(&artifacts, artifact));
+            let all =
+                move || outputs.artifacts.values().flatten().all(|artifact| content::is_there(&artifacts, artifact));
             tokio::task::spawn_blocking(all).await.unwrap_or(false)
         }
         .boxed()

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Measures pipelines of the smallest possible Python steps: slipway beside `kfp.local` with its SubprocessRunner.
+
+    bench/pipeline/run.py --slipway target/release/slipway [--original-steps 20]
+
+Run with a Python that has kfp. Every pipeline is compiled here, and run without cache: once by the original (or a part of it, which
+`--original-steps` limits, because it takes almost a second for each step), and twice by slipway, whose first run makes the environment and
+starts its workers. Prints seconds, processor seconds of everything that worked, and both per step; then 1,000 parallel steps, and the memory
+of the server.
+"""
+
+import argparse
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "conformance"))
+
+import kfp
+from kfp import compiler, local
+
+import pipelines
+from lib import Slipway, cpu_seconds, memory_mb
+
+ORIGINAL = """
+import sys, kfp
+from kfp import local
+sys.path.insert(0, {here!r})
+import pipelines
+local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root={root!r})
+getattr(pipelines, {name!r})()
+"""
+
+
+def children_cpu():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def original(name, folder):
+    """Seconds, and processor seconds, of the original."""
+    program = ORIGINAL.format(here=str(HERE), root=str(folder), name=name)
+    environment = {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
+    cpu, start = children_cpu(), time.monotonic()
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    return time.monotonic() - start, children_cpu() - cpu
+
+
+def processes(server):
+    """The server and its workers."""
+    listing = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    workers = [int(line.split(None, 1)[0]) for line in listing.splitlines() if str(server.home) in line]
+    return {server.process.pid, *workers}
+
+
+def slipway(client, server, package):
+    """Seconds, and processor seconds, of slipway with its workers."""
+    before = {pid: cpu_seconds(pid) for pid in processes(server)}
+    start = time.monotonic()
+    run = client.create_run_from_pipeline_package(str(package), enable_caching=False)
+    ended = client.wait_for_run_completion(run.run_id, timeout=600, sleep_duration=0.005)
+    seconds = time.monotonic() - start
+    assert ended.state == "SUCCEEDED", ended
+    return seconds, sum(cpu_seconds(pid) - before.get(pid, 0) for pid in processes(server))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slipway", required=True)
+    parser.add_argument("--no-original", action="store_true", help="measure slipway only")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Slipway(options.slipway) as server:
+        folder = pathlib.Path(folder)
+        client = kfp.Client(host=server.url, existing_token=server.token)
+        print(f"{'':22}{'slipway':>10}{'a step':>11}{'processor':>12}{'kfp.local':>12}{'a step':>11}{'processor':>12}{'ratio':>8}")
+        for title, (pipeline, steps) in pipelines.COMPARED.items():
+            package = folder / f"{pipeline.name}.yaml"
+            compiler.Compiler().compile(pipeline, str(package))
+            slipway(client, server, package)
+            ours, our_cpu = slipway(client, server, package)
+            line = f"{title:22}{ours:9.2f}s{1000 * ours / steps:9.1f}ms{1000 * our_cpu / steps:10.1f}ms"
+            if not options.no_original:
+                theirs, their_cpu = original(pipeline.name.replace("-", "_"), folder / "root")
+                line += f"{theirs:11.2f}s{1000 * theirs / steps:9.1f}ms{1000 * their_cpu / steps:10.1f}ms{theirs / ours:7.1f}x"
+            print(line, flush=True)
+        package = folder / "thousand.yaml"
+        compiler.Compiler().compile(pipelines.parallel_thousand, str(package))
+        before = cpu_seconds(server.process.pid)
+        seconds, _ = slipway(client, server, package)
+        scheduling = cpu_seconds(server.process.pid) - before
+        print(f"1,000 parallel steps: {seconds:.2f} s; the server used {scheduling:.2f} ms of a processor for each step")
+        print(f"memory of the server: {memory_mb(server.process.pid):.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Compiled pipelines of Kubeflow, run by slipway with the official client, and compared with what the original gave for each step.
+
+    corpus.py --slipway BIN [--corpus FOLDER] [--live] [NAMES...]
+
+Needs kfp. The pipelines are not part of this project: they are read from FOLDER (default: ../shared/corpus/kubeflow/pipelines beside the
+project), and the script says so and ends if that is absent. `recorded/steps.json` has what `kfp.local` gave for each (`original.py`);
+`--live` runs the original again and writes it.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import kfp
+import yaml
+from original import pinned
+
+from lib import Slipway
+from suite import Suite
+
+SUITE = Suite("pipelines of the corpus", limit=300)
+RECORDED = HERE / "recorded" / "steps.json"
+# Values for inputs that have no default, by their type.
+VALUES = {"STRING": "text", "NUMBER_INTEGER": 3, "NUMBER_DOUBLE": 1.5, "BOOLEAN": True, "LIST": ["a", "b"], "STRUCT": {"a": 1}}
+# Seconds in which the original must have ended.
+ORIGINAL_LIMIT = 240
+
+
+def specification(path):
+    """The pipeline in a file; None for a file that is not one document with a pipeline."""
+    return next((d for d in yaml.safe_load_all(path.read_text()) if d and "root" in d), None)
+
+
+def arguments(pipeline):
+    """Values for the inputs that have none."""
+    declared = pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
+    required = {n: d["parameterType"] for n, d in declared.items() if not d.get("isOptional") and "defaultValue" not in d}
+    return {name: VALUES[kind] for name, kind in required.items()}
+
+
+def original(path, pipeline):
+    """What the original gives for each step of a pipeline."""
+    environment = {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    command = [sys.executable, str(HERE / "original.py"), str(path), json.dumps(arguments(pipeline))]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ORIGINAL_LIMIT).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def steps(tasks):
+    """The output parameters of each step that executed something, by the step's name, as `original.py` gives them."""
+    found = {}
+    for task in tasks:
+        if task["kind"] == "CONTAINER" and task["state"] in ("SUCCEEDED", "CACHED"):
+            found.setdefault(task["taskName"], []).append(json.dumps(task["outputs"]["parameters"], sort_keys=True))
+    return {name: sorted(outputs) for name, outputs in found.items()}
+
+
+class Server:
+    """A slipway and its official client."""
+
+    def __init__(self, binary):
+        self.slipway = Slipway(binary)
+
+    def __enter__(self):
+        self.slipway.__enter__()
+        self.client = kfp.Client(host=self.slipway.url, existing_token=self.slipway.token)
+        return self
+
+    def __exit__(self, *exception):
+        return self.slipway.__exit__(*exception)
+
+    def run(self, text, parameters):
+        """Runs a pipeline to its end; returns the run with its tasks."""
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(text)
+            file.flush()
+            run = self.client.create_run_from_pipeline_package(file.name, arguments=parameters, enable_caching=None)
+        ended = self.client.wait_for_run_completion(run.run_id, timeout=SUITE.limit, sleep_duration=0.1)
+        status, run = self.slipway.call("GET", f"/api/v1/pipelines/runs/{ended.run_id}")
+        assert status == 200, run
+        return run
+
+
+def add_test(path, expected):
+    pipeline = specification(path)
+
+    def test(server):
+        run = server.run(pinned(path.read_text()), arguments(pipeline))
+        failures = [f"{t['path']}: {t['failure']['message']}" for t in run["tasks"] if t.get("failure")]
+        if expected["error"] is None:
+            assert steps(run["tasks"]) == expected["steps"], (run["state"], failures, steps(run["tasks"]), expected["steps"])
+        else:
+            # The original cannot run it. A step that needs an image is refused by the image's name; everything else runs.
+            assert run["state"] == "SUCCEEDED" or any("image" in f for f in failures), (run["state"], failures)
+
+    SUITE.add(path.stem.removeprefix("test_data__sdk_compiled_pipelines__valid__"), test)
+
+
+def main():
+    options = SUITE.options(
+        __doc__,
+        slipway={"required": True, "help": "path of slipway"},
+        corpus={"type": pathlib.Path, "default": HERE.parents[2] / "shared/corpus/kubeflow/pipelines", "help": "folder of compiled pipelines"},
+        live={"action": "store_true", "help": "run the original, and record what it gives"},
+    )
+    files = sorted(options.corpus.glob("*.yaml"))
+    if not files:
+        print(f"skipped: there are no compiled pipelines in {options.corpus}")
+        return 0
+    recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+    for path in files:
+        pipeline = specification(path)
+        if options.live:
+            recorded[path.stem] = original(path, pipeline)
+        if path.stem in recorded:
+            add_test(path, recorded[path.stem])
+    if options.live:
+        RECORDED.parent.mkdir(exist_ok=True)
+        RECORDED.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+    return SUITE.main(options, lambda _: Server(options.slipway))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

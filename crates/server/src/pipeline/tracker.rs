@@ -1,0 +1,225 @@
+//! Pipelines in the tracking store: a run of a pipeline is a tracked run, with one child for each task that executed something.
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use slipway_core::clock::now_ms;
+use slipway_pipeline::engine::{TaskKind, TaskRecord};
+use slipway_pipeline::model::{Artifact, RunInfo, RunState, TaskState};
+use slipway_pipeline::tracker::Tracker;
+use slipway_pipeline::value;
+use slipway_track::model::{Dataset, DatasetInput, KeyValue};
+use slipway_track::service::metrics::NewMetric;
+use slipway_track::service::{NAMESPACE_TAG, NewRun};
+use slipway_track::{Error, ErrorCode, Tracking};
+
+/// The tag with the id of a run of a pipeline.
+const RUN_TAG: &str = "slipway.pipeline.run";
+/// The tag with the path of a task.
+const TASK_TAG: &str = "slipway.pipeline.task";
+/// The beginning of the tags with the URIs of artifacts; the name of the output follows.
+const ARTIFACT_TAG: &str = "slipway.artifact.";
+/// The tag with which MLflow's UI shows a run below another one.
+const PARENT_TAG: &str = "mlflow.parentRunId";
+/// Types of artifacts whose numeric metadata are metrics.
+const METRICS_TYPE: &str = "system.Metrics";
+/// Type of artifacts that are data sets.
+const DATASET_TYPE: &str = "system.Dataset";
+/// Maximum characters of a parameter's name and of a data set's name and digest in MLflow.
+const MAX_PARAMETER_CHARS: usize = 250;
+const MAX_DATASET_NAME_CHARS: usize = 500;
+const MAX_DIGEST_CHARS: usize = 36;
+
+/// A [`Tracker`] on top of [`Tracking`].
+pub(crate) struct PipelineTracker {
+    pub(crate) tracking: Tracking,
+    /// Whether namespaces are tenants, so that runs and experiments are tagged with their namespace.
+    pub(crate) isolated: bool,
+}
+
+impl std::fmt::Debug for PipelineTracker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PipelineTracker").field("isolated", &self.isolated).finish_non_exhaustive()
+    }
+}
+
+/// The id of the tracked run of a pipeline run, and of its task: a function of their own ids, so that recording them again has no effect.
+fn tracked_id(run: &RunInfo, task: Option<&TaskRecord>) -> String {
+    match task {
+        None => slipway_exec::tracked_id(&run.run_id),
+        Some(task) => slipway_core::ids::derived(&[&run.run_id, &task.path.0]),
+    }
+}
+
+fn tag(key: impl Into<String>, value: impl Into<String>) -> KeyValue {
+    KeyValue { key: key.into(), value: value.into() }
+}
+
+fn shortened(text: &str, limit: usize) -> String {
+    text.chars().take(limit).collect()
+}
+
+fn parameters<'a>(values: impl Iterator<Item = (&'a String, &'a Value)>) -> Vec<KeyValue> {
+    values.map(|(name, value)| tag(shortened(name, MAX_PARAMETER_CHARS), value::to_text(value))).collect()
+}
+
+/// The numbers of an artifact of type `system.Metrics`, and of output parameters.
+fn metrics(task: &TaskRecord, at: i64) -> Vec<NewMetric> {
+    let of_artifacts = task
+        .outputs
+        .artifacts
+        .values()
+        .flatten()
+        .filter(|artifact| artifact.schema_title == METRICS_TYPE)
+        .flat_map(|artifact| &artifact.metadata);
+    of_artifacts
+        .chain(&task.outputs.parameters)
+        .filter_map(|(key, value)| Some((key, value.as_f64()?)))
+        .map(|(key, value)| NewMetric {
+            key: shortened(key, MAX_PARAMETER_CHARS),
+            value,
+            timestamp: at,
+            step: 0,
+            model_id: None,
+            dataset_name: None,
+            dataset_digest: None,
+        })
+        .collect()
+}
+
+fn dataset(name: &str, artifact: &Artifact) -> DatasetInput {
+    let digest = artifact.digest.as_deref().unwrap_or(&artifact.id);
+    let dataset = Dataset {
+        name: shortened(name, MAX_DATASET_NAME_CHARS),
+        digest: shortened(digest, MAX_DIGEST_CHARS),
+        source_type: "pipeline".into(),
+        source: serde_json::json!({ "uri": artifact.uri, "artifact": artifact.id }).to_string(),
+        schema: None,
+        profile: None,
+    };
+    DatasetInput { tags: vec![tag("mlflow.data.context", "input")], dataset: Some(dataset) }
+}
+
+impl PipelineTracker {
+    async fn experiment_id(&self, name: &str) -> Result<String, Error> {
+        if let Ok(found) = self.tracking.experiment_by_name(name) {
+            return Ok(found.experiment_id);
+        }
+        match self.tracking.create_experiment(name.to_owned(), None, Vec::new()).await {
+            Err(error) if error.code == ErrorCode::ResourceAlreadyExists => {
+                Ok(self.tracking.experiment_by_name(name)?.experiment_id)
+            }
+            created => created,
+        }
+    }
+
+    /// Creates a tracked run; does nothing if it exists.
+    async fn create(
+        &self,
+        id: String,
+        run: &RunInfo,
+        experiment: &str,
+        name: &str,
+        start_time: i64,
+        mut tags: Vec<KeyValue>,
+    ) -> Result<bool, Error> {
+        if self.tracking.run_info(&id).is_ok() {
+            return Ok(false);
+        }
+        if self.isolated {
+            tags.push(tag(NAMESPACE_TAG, &run.namespace));
+        }
+        let experiment_id = self.experiment_id(experiment).await?;
+        let new = NewRun {
+            run_id: Some(id),
+            experiment_id,
+            user_id: String::new(),
+            start_time,
+            run_name: name.to_owned(),
+            tags,
+        };
+        self.tracking.create_run(new).await.map(|_| true)
+    }
+
+    async fn start(&self, run: &RunInfo, experiment: &str, values: &[(String, Value)]) -> Result<(), Error> {
+        let id = tracked_id(run, None);
+        let tags = vec![tag(RUN_TAG, &run.run_id), tag("slipway.pipeline", &run.pipeline_name)];
+        if self.create(id.clone(), run, experiment, &run.display_name, run.created_at, tags).await? {
+            let parameters = parameters(values.iter().map(|(name, value)| (name, value)));
+            self.tracking.log_batch(id, Vec::new(), parameters, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    async fn end_task(&self, run: &RunInfo, experiment: &str, task: &TaskRecord) -> Result<(), Error> {
+        let executes = matches!(task.kind, TaskKind::Container | TaskKind::Importer);
+        if !executes || task.state == TaskState::Skipped {
+            return Ok(());
+        }
+        let id = tracked_id(run, Some(task));
+        let end = task.finished_at.unwrap_or_else(now_ms);
+        let start = task.started_at.unwrap_or(end);
+        let mut tags =
+            vec![tag(PARENT_TAG, tracked_id(run, None)), tag(RUN_TAG, &run.run_id), tag(TASK_TAG, &task.path.0)];
+        for (name, artifacts) in &task.outputs.artifacts {
+            for artifact in artifacts {
+                tags.push(tag(format!("{ARTIFACT_TAG}{name}"), &artifact.uri));
+            }
+        }
+        tags.dedup_by(|left, right| left.key == right.key);
+        if !self.create(id.clone(), run, experiment, &task.path.0, start, tags).await? {
+            return Ok(());
+        }
+        let values = parameters(task.inputs.parameters.iter());
+        self.tracking.log_batch(id.clone(), metrics(task, end), values, Vec::new()).await?;
+        let inputs = task.inputs.artifacts.iter().flat_map(|(name, all)| all.iter().map(move |one| (name, one)));
+        let datasets: Vec<DatasetInput> = inputs
+            .filter(|(_, artifact)| artifact.schema_title == DATASET_TYPE)
+            .map(|(name, artifact)| dataset(name, artifact))
+            .collect();
+        if !datasets.is_empty() {
+            self.tracking.log_inputs(id.clone(), datasets, Vec::new()).await?;
+        }
+        let status = match task.state {
+            TaskState::Failed => "FAILED",
+            TaskState::Canceled => "KILLED",
+            _ => "FINISHED",
+        };
+        self.tracking.update_run(id, Some(status.into()), Some(end), None).await.map(drop)
+    }
+
+    async fn change(&self, run: &RunInfo, state: RunState) -> Result<(), Error> {
+        let (status, end) = match state {
+            RunState::Succeeded | RunState::Skipped => ("FINISHED", Some(now_ms())),
+            RunState::Failed => ("FAILED", Some(now_ms())),
+            RunState::Canceled => ("KILLED", Some(now_ms())),
+            RunState::Pending | RunState::Running | RunState::Canceling | RunState::Paused => ("RUNNING", None),
+        };
+        self.tracking.update_run(tracked_id(run, None), Some(status.into()), end, None).await.map(drop)
+    }
+}
+
+/// Logs a failure of tracking, which does not fail the run.
+fn logged(run: &RunInfo, result: Result<(), Error>) {
+    if let Err(error) = result {
+        tracing::warn!(run = run.run_id, %error, "the pipeline run is not tracked");
+    }
+}
+
+impl Tracker for PipelineTracker {
+    fn run_started<'a>(
+        &'a self,
+        run: &'a RunInfo,
+        experiment: &'a str,
+        parameters: &'a [(String, Value)],
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move { logged(run, self.start(run, experiment, parameters).await) })
+    }
+
+    fn task_ended<'a>(&'a self, run: &'a RunInfo, experiment: &'a str, task: &'a TaskRecord) -> BoxFuture<'a, ()> {
+        Box::pin(async move { logged(run, self.end_task(run, experiment, task).await) })
+    }
+
+    fn run_changed<'a>(&'a self, run: &'a RunInfo, state: RunState) -> BoxFuture<'a, ()> {
+        Box::pin(async move { logged(run, self.change(run, state).await) })
+    }
+}

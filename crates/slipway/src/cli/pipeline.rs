@@ -1,0 +1,115 @@
+//! Arguments of `slipway pipeline`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Verbs of `pipeline`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pipeline {
+    /// Check compiled pipelines: every fault with its line
+    #[command(after_help = "Example:\n  slipway pipeline validate train.yaml")]
+    Validate {
+        /// Compiled pipelines (IR YAML or JSON)
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Start a run of a pipeline
+    #[command(
+        after_help = "Example:\n  slipway pipeline submit train.yaml -p epochs=3 -p 'rates=[0.1, 0.01]' --wait\n  slipway pipeline submit train.py"
+    )]
+    Submit(Box<Submit>),
+    /// List runs of pipelines, the newest first
+    #[command(after_help = "Example:\n  slipway pipeline ls\n  slipway pipeline ls --namespace team-a")]
+    Ls {
+        #[command(flatten)]
+        namespace: Namespace,
+        /// Maximum number of runs
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// Show a run: its state, and the graph of its tasks
+    #[command(
+        after_help = "Example:\n  slipway pipeline show 0b9c1a55-1f62-4a28-a9b2-7a6b6ac39a53\n  slipway pipeline show 0b9c1a55 -o json"
+    )]
+    Show {
+        #[command(flatten)]
+        run: Run,
+    },
+    /// Print the log of a task
+    #[command(
+        after_help = "Example:\n  slipway pipeline logs 0b9c1a55 train\n  slipway pipeline logs 0b9c1a55 'for-loop-2[1]/train' --follow"
+    )]
+    Logs {
+        #[command(flatten)]
+        run: Run,
+        /// Path of the task, as `show` prints it
+        task: String,
+        /// Follow the log until the task ends
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Run a failed or cancelled run again: what succeeded is kept
+    #[command(after_help = "Example:\n  slipway pipeline retry 0b9c1a55")]
+    Retry {
+        #[command(flatten)]
+        run: Run,
+    },
+    /// Stop a run; its exit handlers still run
+    #[command(after_help = "Example:\n  slipway pipeline cancel 0b9c1a55")]
+    Cancel {
+        #[command(flatten)]
+        run: Run,
+    },
+    /// Compare two runs: parameters and tasks that differ
+    #[command(after_help = "Example:\n  slipway pipeline diff 0b9c1a55 7f20c3d1")]
+    Diff {
+        /// The earlier run
+        left: String,
+        /// The later run
+        right: String,
+        #[command(flatten)]
+        namespace: Namespace,
+    },
+}
+
+/// A namespace.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Namespace {
+    /// Namespace; the server's own if omitted
+    #[arg(short, long, default_value = "")]
+    pub(crate) namespace: String,
+}
+
+/// A run of a pipeline.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Run {
+    /// Id of the run, or the beginning of it
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) namespace: Namespace,
+}
+
+/// Options of `pipeline submit`.
+#[derive(Debug, Args)]
+pub(crate) struct Submit {
+    /// Compiled pipeline (IR YAML or JSON), or a Python file with one, which `kfp` compiles
+    pub(crate) file: PathBuf,
+    /// Parameter as NAME=VALUE; the value is JSON, or text if it is not
+    #[arg(short, long = "param", value_name = "NAME=VALUE")]
+    pub(crate) parameters: Vec<String>,
+    /// Name of the run; the pipeline's name and the time if omitted
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Experiment
+    #[arg(long, default_value = "Default")]
+    pub(crate) experiment: String,
+    /// Execute every task again, even if its inputs are those of an earlier run
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// Wait for the end, and fail if the run fails
+    #[arg(short, long)]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) namespace: Namespace,
+}
