@@ -355,6 +355,12 @@ impl Scope<'_> {
     }
 
     fn input_artifact(&self, name: &str, field: Field<'_>) -> Result<String, String> {
+        if field == Field::All && self.is_list(name) {
+            let artifacts = self.launch.inputs.artifacts.get(name).into_iter().flatten();
+            let places = self.paths.input_artifacts.get(name).into_iter().flatten();
+            let all = artifacts.zip(places).map(|(artifact, place)| crate::artifact::artifact_json(artifact, &place.uri));
+            return Ok(value::to_json_text(&Value::Array(all.collect())));
+        }
         let artifact = self.launch.inputs.artifacts.get(name).and_then(|artifacts| artifacts.first());
         let place = self.paths.input_artifacts.get(name).and_then(|places| places.first());
         let (Some(artifact), Some(place)) = (artifact, place) else {
@@ -368,6 +374,12 @@ impl Scope<'_> {
             Field::MetadataKey(key) => artifact.metadata.get(key).map_or_else(String::new, to_text),
             Field::All => value::to_json_text(&crate::artifact::artifact_json(artifact, &place.uri)),
         })
+    }
+
+    /// Whether an input is a list of artifacts: its text is a JSON list, as the SDK defines it.
+    fn is_list(&self, name: &str) -> bool {
+        let definitions = self.launch.component.input_definitions.as_ref();
+        definitions.and_then(|inputs| inputs.artifacts.get(name)).is_some_and(|input| input.is_artifact_list)
     }
 
     fn output_artifact(&self, name: &str, field: Field<'_>) -> Result<String, String> {

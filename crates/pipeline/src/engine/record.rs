@@ -42,6 +42,7 @@ pub enum Cancellation {
 
 /// All that is kept of a task: one row of the store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TaskRecord {
     /// The task.
     pub path: TaskPath,

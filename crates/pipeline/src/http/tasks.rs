@@ -11,7 +11,7 @@ use crate::service::task_id;
 
 /// What the API shows of a record of the engine.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct Record {
     parent: Option<TaskPath>,
     task_name: String,

@@ -47,6 +47,7 @@ fn catalogue_contains_exactly_the_used_codes() {
         "gpu.machine",
         "gpu.mode",
         "node.db",
+        "pipeline.yaml",
         "server.json",
         "cluster.local",
         "cluster.yaml",

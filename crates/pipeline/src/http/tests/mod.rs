@@ -61,6 +61,10 @@ impl Recorder {
 }
 
 impl Runner for Recorder {
+    fn ready(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn start(&self, run_id: String) {
         self.record(format!("start {run_id}"));
     }

@@ -290,9 +290,9 @@ async fn tasks_logs_and_artifacts_of_a_run_are_shown() {
             repo::artifacts::insert(c, &run, &TaskPath("say".into()), "model", &mut artifacts, 1)?;
             let outputs = json!({"artifacts": {"model": artifacts}});
             let rows = [
-                task("", TaskState::Running, json!({"task_name": "", "created_at": 1000})),
-                task("say", TaskState::Cached, json!({"parent": "", "task_name": "say", "display_name": "say it", "created_at": 1000,
-                    "started_at": 2000, "finished_at": 3000, "outputs": outputs, "history": [[1000, "PENDING"], [3000, "CACHED"]],
+                task("", TaskState::Running, json!({"taskName": "", "createdAt": 1000})),
+                task("say", TaskState::Cached, json!({"parent": "", "taskName": "say", "displayName": "say it", "createdAt": 1000,
+                    "startedAt": 2000, "finishedAt": 3000, "outputs": outputs, "history": [[1000, "PENDING"], [3000, "CACHED"]],
                     "failure": {"message": "why"}})),
             ];
             repo::tasks::upsert(c, &run, &rows)?;
@@ -320,7 +320,7 @@ async fn tasks_logs_and_artifacts_of_a_run_are_shown() {
     // The view follows changes of tasks.
     let run = id.clone();
     let change = move |c: &slipway_store::sql::Connection| {
-        repo::tasks::upsert(c, &run, &[task("", TaskState::Succeeded, json!({"created_at": 1000}))])
+        repo::tasks::upsert(c, &run, &[task("", TaskState::Succeeded, json!({"createdAt": 1000}))])
     };
     api.service.db.write(change).await.unwrap();
     assert_eq!(api.get(&format!("runs/{id}")).await["run_details"]["task_details"][0]["state"], "SUCCEEDED");

@@ -1,8 +1,8 @@
 """A warm worker: a process that has imported kfp and forks a supervisor and a program for each step.
 
 Started as `python -I worker.py SOCKET IDLE_SECONDS [MODULE ...]` in the folder of the socket. Its standard input is a locked file, which
-shows that it is alive. It writes one line to standard
-output when it accepts connections. A client sends one request, a line of JSON, and the connection is closed when the step has ended, or if
+shows that it is alive. It writes one line to standard output when it accepts connections; the server that started it holds the other end
+of that pipe as long as it runs, and without it the worker exits soon after its last step. A client sends one request, a line of JSON, and the connection is closed when the step has ended, or if
 it was not started. The files of an attempt are those of `slipway supervise` (slipway_exec::local::supervisor): `lock` is locked while the
 supervisor is alive, the creation of `started` claims the start, `process.json` and `end.json` record the processes and the end.
 
@@ -30,6 +30,7 @@ LOG_CHECK_SECONDS = 0.25
 PR_SET_CHILD_SUBREAPER = 36
 OOM_SCORE_OF_STEPS = "500"  # the kernel ends a step rather than the server
 MAX_KILL_ROUNDS = 1000
+ORPHAN_SECONDS = 3  # in which the next server can take over an idle worker
 
 
 def main():
@@ -54,15 +55,26 @@ def main():
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("ready", flush=True)
+    server = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    poll.register(awake, select.POLLIN)
+    poll.register(server, 0)  # reports only that the other end was closed
     # Objects that exist now are never collected, so that a collection in a step does not copy their memory.
     gc.collect()
     gc.freeze()
 
     steps = 0
     while True:
-        ready, _, _ = select.select([listener, awake], [], [], idle)
+        ready = {descriptor for descriptor, _ in poll.poll(1000 * idle)}
+        if server in ready:
+            poll.unregister(server)
+            idle = min(idle, ORPHAN_SECONDS)
+            ready.discard(server)
+            if not ready:
+                continue
         if awake in ready:
             os.read(awake, 4096)
         while steps:
@@ -70,7 +82,7 @@ def main():
             if pid == 0:
                 break
             steps -= 1
-        if listener in ready:
+        if listener.fileno() in ready:
             try:
                 connection, _ = listener.accept()
             except OSError:
@@ -78,7 +90,7 @@ def main():
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                for descriptor in (listener.detach(), awake, wake):
+                for descriptor in (listener.detach(), awake, wake, server):
                     os.close(descriptor)
                 os.dup2(null, 0)  # only this process keeps the lock
                 supervise(connection)

@@ -1,6 +1,7 @@
 //! Warm workers: for each environment one process that has imported `kfp` and forks a child for each step. A worker outlives the server,
 //! serves the next one, and exits when it has been idle. The protocol is described in `worker.py`.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -8,12 +9,13 @@ use std::process::Stdio;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use slipway_core::{files, hex};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::process::Command;
+use tokio::process::{ChildStdout, Command};
 
 use super::environments::Environment;
 
@@ -37,6 +39,10 @@ static NAME: LazyLock<String> = LazyLock::new(|| {
     let digest = ring::digest::digest(&ring::digest::SHA256, SCRIPT.as_bytes());
     format!("{PREFIX}{}", hex::encode(&digest.as_ref()[..6]))
 });
+
+/// The other ends of the standard output of workers, by environment. A worker whose pipe is closed knows that its server is gone, and exits
+/// after its last step; so nothing but the end of this process may close them.
+static PIPES: LazyLock<Mutex<HashMap<PathBuf, BufReader<ChildStdout>>>> = LazyLock::new(Mutex::default);
 
 /// A request to a worker, one line of JSON.
 #[derive(Debug, Serialize)]
@@ -134,8 +140,9 @@ async fn start(
         .map_err(io)?;
     let mut line = String::new();
     if let Some(output) = child.stdout.take() {
-        let read = tokio::time::timeout(START_TIMEOUT, async { BufReader::new(output).read_line(&mut line).await });
-        let _ = read.await; // an incomplete line is handled below
+        let mut output = BufReader::new(output);
+        let _ = tokio::time::timeout(START_TIMEOUT, output.read_line(&mut line)).await; // an incomplete line is handled below
+        PIPES.lock().insert(environment.folder.clone(), output);
     }
     if line.trim_end() == "ready" {
         return connect(&environment.folder).await.map_err(io);
