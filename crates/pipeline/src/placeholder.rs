@@ -358,7 +358,8 @@ impl Scope<'_> {
         if field == Field::All && self.is_list(name) {
             let artifacts = self.launch.inputs.artifacts.get(name).into_iter().flatten();
             let places = self.paths.input_artifacts.get(name).into_iter().flatten();
-            let all = artifacts.zip(places).map(|(artifact, place)| crate::artifact::artifact_json(artifact, &place.uri));
+            let all =
+                artifacts.zip(places).map(|(artifact, place)| crate::artifact::artifact_json(artifact, &place.uri));
             return Ok(value::to_json_text(&Value::Array(all.collect())));
         }
         let artifact = self.launch.inputs.artifacts.get(name).and_then(|artifacts| artifacts.first());
