@@ -136,7 +136,7 @@ def add_test(path, expected):
         if name in LARGE:
             raise Skip(LARGE[name])
         run = server.run(pinned(path.read_text()), arguments(pipeline))
-        failures = [f"{t['path']}: {t['failure']['message']}" for t in run["tasks"] if t.get("failure")]
+        failures = [f"{t['path']}: {t['failure']}" for t in run["tasks"] if t.get("failure")]
         if name not in RANDOM:
             missing = list(differences(expected["steps"], steps(run["tasks"])))
             assert not missing, (run["state"], failures, missing)

@@ -3,6 +3,8 @@
 //! The files are not part of the repository. They are in the folder `corpus/kubeflow/pipelines` of `SLIPWAY_SHARED`, or of the folder
 //! `shared` beside the repository. The test passes if they are absent.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // these are tests
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 

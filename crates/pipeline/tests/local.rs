@@ -1,6 +1,8 @@
 //! Steps of pipelines as processes of this machine, with a real Python and the real `kfp`. The environment is created once, from the
 //! package index, in the folder `SLIPWAY_TEST_ENVIRONMENTS`, or in one of the build; where there is no index, the tests are skipped.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // these are tests
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -144,7 +146,7 @@ fn container(name: &str, image: &str, command: &[&str]) -> Launch {
         task_name: name.into(),
         attempt: 1,
         component: Arc::new(ComponentSpec::default()),
-        executor: Arc::new(ExecutorSpec { spec: Some(Spec::Container(container)), ..ExecutorSpec::default() }),
+        executor: Arc::new(ExecutorSpec { spec: Some(Spec::Container(container)) }),
         platform: None,
         inputs: Inputs::default(),
         platform_inputs: BTreeMap::new(),

@@ -196,7 +196,7 @@ impl Platform {
                     .merge(gpu::routes(self.clone()))
                     .merge(cluster::routes(self.clone()))
                     .merge(runs::routes(self.clone()))
-                    .merge(slipway_pipeline::http::own_routes(self.pipelines.clone()))
+                    .merge(pipeline::routes::routes(self.clone()))
                     .nest("/data", data),
             )
             .merge(api::health_routes(self.clone()));

@@ -45,7 +45,7 @@ impl Drive {
     }
 
     /// Carries out the run until it has ended. `effects` are those that its machine gave when it was made.
-    pub(super) async fn to_the_end(mut self, effects: Vec<Effect>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    pub(super) async fn carry_out(mut self, effects: Vec<Effect>, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut ended = self.perform(effects).await;
         while !ended {
             let event = tokio::select! {

@@ -127,7 +127,7 @@ async fn carry_out(
     let loaded = inner.database.read(move |c| {
         let context = RunContext::load(c, &id, &root)?;
         let experiment = repo::experiments::find(c, &context.run.experiment_id).map(|found| found.name);
-        Ok::<_, Error>((context, experiment.unwrap_or_default(), progress::records(c, &id)?))
+        Ok::<_, Error>((context, experiment.unwrap_or_default(), repo::tasks::records(c, &id)?))
     });
     let (RunContext { run, info, document }, experiment, records) = loaded.await?;
     if run.state.is_final() {
@@ -149,7 +149,7 @@ async fn carry_out(
         effects.extend(machine.apply(Event::Cancel, now));
     }
     let tracked = tracking::begin(inner, &run, Arc::clone(&info), experiment);
-    Drive::new(Arc::clone(inner), info, machine, tracked).to_the_end(effects, commands).await;
+    Drive::new(Arc::clone(inner), info, machine, tracked).carry_out(effects, commands).await;
     Ok(())
 }
 
@@ -209,7 +209,7 @@ impl Runner for Driver {
             let (id, path) = (run_id.clone(), task.clone());
             let found = inner.database.read(move |c| {
                 let namespace = repo::runs::find(c, &id)?.namespace;
-                Ok::<_, Error>((namespace, progress::record(c, &id, &path)?))
+                Ok::<_, Error>((namespace, repo::tasks::record(c, &id, &path)?))
             });
             let (namespace, record) = found.await?;
             let record = record.ok_or_else(|| Error::NotFound(format!("run {run_id} has no task '{task}'")))?;

@@ -32,20 +32,6 @@ pub(super) struct Import {
     pub(super) request: ImportRequest,
 }
 
-fn decode(record: serde_json::Value) -> Result<TaskRecord, Error> {
-    serde_json::from_value(record).map_err(|error| Error::Conflict(format!("a recorded task cannot be read: {error}")))
-}
-
-/// All that is recorded of a run's tasks.
-pub(super) fn records(c: &Connection, run_id: &str) -> Result<Vec<TaskRecord>, Error> {
-    repo::tasks::list(c, run_id)?.into_iter().map(|stored| decode(stored.row.record)).collect()
-}
-
-/// What is recorded of a task.
-pub(super) fn record(c: &Connection, run_id: &str, path: &TaskPath) -> Result<Option<TaskRecord>, Error> {
-    repo::tasks::find(c, run_id, path)?.map(|stored| decode(stored.row.record)).transpose()
-}
-
 /// Artifacts of a task by the name of their output.
 type NewArtifacts = Vec<(TaskPath, String, Vec<Artifact>)>;
 

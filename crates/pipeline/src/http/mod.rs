@@ -10,7 +10,6 @@
 mod experiments;
 mod failure;
 mod multipart;
-mod own;
 mod pipelines;
 mod recurring;
 mod request;
@@ -29,7 +28,6 @@ use slipway_access::{Access, Routes, RunTokenUse};
 
 use crate::service::{MAX_PACKAGE, Service};
 use failure::{Code, Failure};
-pub use own::own_routes;
 use request::respond;
 
 /// Maximum bytes of a request: a package and the form around it.

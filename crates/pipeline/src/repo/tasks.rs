@@ -4,6 +4,7 @@ use slipway_store::sql::{Connection, Result as Read, Row, Value};
 
 use super::{json, runs, state, state_name, to_json};
 use crate::Error;
+use crate::engine::TaskRecord;
 use crate::model::{TaskPath, TaskState};
 
 /// A task as it is stored.
@@ -64,6 +65,22 @@ pub fn find(c: &Connection, run_id: &str, path: &TaskPath) -> Result<Option<Stor
     let run = runs::row(c, run_id)?;
     let sql = format!("SELECT {COLUMNS} FROM pipeline_tasks WHERE run = ?1 AND path = ?2");
     Ok(c.first(&sql, [Value::from(run), path.0.clone().into()], task)?)
+}
+
+fn decode(stored: StoredTask) -> Result<TaskRecord, Error> {
+    let unreadable =
+        |error| Error::Conflict(format!("task '{}' was recorded by another version: {error}", stored.row.path));
+    serde_json::from_value(stored.row.record).map_err(unreadable)
+}
+
+/// What the engine recorded of the tasks of a run, in the order in which they were first recorded.
+pub(crate) fn records(c: &Connection, run_id: &str) -> Result<Vec<TaskRecord>, Error> {
+    list(c, run_id)?.into_iter().map(decode).collect()
+}
+
+/// What the engine recorded of a task.
+pub(crate) fn record(c: &Connection, run_id: &str, path: &TaskPath) -> Result<Option<TaskRecord>, Error> {
+    find(c, run_id, path)?.map(decode).transpose()
 }
 
 /// The paths of all tasks of a run.

@@ -10,6 +10,7 @@ use super::pipelines::belongs;
 use super::runner::ArtifactStream;
 use super::{Service, blocking, check_description, check_length, ids, parameters, specification};
 use crate::Error;
+use crate::engine::TaskRecord;
 use crate::entity::{Experiment, Run, RuntimeConfig, Source, StateChange, StorageState, StoredSpec};
 use crate::ir::read::Document;
 use crate::listing::{ListRequest, Listing};
@@ -175,6 +176,14 @@ impl Service {
     /// [`Error::NotFound`], or an error of the store.
     pub async fn tasks(&self, run_id: String) -> Result<Vec<StoredTask>, Error> {
         self.db.read(move |c| repo::tasks::list(c, &run_id)).await
+    }
+
+    /// What the engine recorded of the tasks of a run, in the order in which they were first recorded.
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn task_records(&self, run_id: String) -> Result<Vec<TaskRecord>, Error> {
+        self.db.read(move |c| repo::tasks::records(c, &run_id)).await
     }
 
     /// A page of the runs of a namespace or experiment.

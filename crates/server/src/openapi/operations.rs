@@ -17,7 +17,7 @@ use slipway_track::service::Lineage;
 use super::{Content, Operation, schema_of};
 use crate::addresses::Addresses;
 use crate::limit_query::LimitQuery;
-use crate::{api, cluster, gpu, metrics, runs};
+use crate::{api, cluster, gpu, metrics, pipeline, runs};
 
 const JSON: &[&str] = &["application/json"];
 /// A manifest is YAML or JSON.
@@ -171,6 +171,11 @@ fn submitted_runs() -> Vec<Operation> {
         post("/api/v1/runs/{namespace}/{name}/cancel", "cancelRun", "Cancel a submitted run").json::<Submitted>(),
         get("/api/v1/runs/{namespace}/{name}/log", "getRunLog", "The log of a submitted run")
             .query::<runs::LogParameters>()
+            .text(TEXT),
+        get("/api/v1/pipelines/runs/{run}", "getPipelineRun", "A run of a pipeline with its tasks")
+            .json::<pipeline::routes::PipelineRun>(),
+        get("/api/v1/pipelines/runs/{run}/log", "getPipelineTaskLog", "The log of a task of a pipeline")
+            .query::<pipeline::routes::TaskLogParameters>()
             .text(TEXT),
     ]
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Request, StatusCode};
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use slipway_cluster::report::{Outcome, Report, StepReport};
 use slipway_exec::status::{Condition, Time};
@@ -15,6 +16,11 @@ use slipway_exec::{
 use slipway_gpu::inventory::{
     Ecc, Finding, FindingCode, Gpu, Inventory, Mig, MigDevice, NvLink, Pcie, Process, Severity,
 };
+use slipway_pipeline::driver::{Driver, Settings};
+use slipway_pipeline::entity::RuntimeConfig;
+use slipway_pipeline::launch::{ArtifactStream, AttemptId, Launcher};
+use slipway_pipeline::model::{Artifact, Launch, Outcome as TaskOutcome, Outputs};
+use slipway_pipeline::service::{NewRun, NewSource};
 
 use super::json_schema;
 use super::repositories::{GIF, Repository};
@@ -325,6 +331,81 @@ impl Executor for FullExecutor {
     }
 }
 
+/// A launcher of pipelines whose steps succeed at once, with a value in every field.
+#[derive(Debug)]
+struct FullLauncher;
+
+impl Launcher for FullLauncher {
+    fn execute(&self, _: Launch) -> BoxFuture<'static, TaskOutcome> {
+        let model = Artifact {
+            schema_title: "system.Model".into(),
+            uri: "/m".into(),
+            metadata: [("k".to_owned(), json!(1))].into_iter().collect(),
+            digest: Some("sha256:0".into()),
+            ..Artifact::default()
+        };
+        let outputs = Outputs {
+            parameters: [("Output".to_owned(), json!("said"))].into(),
+            artifacts: [("model".to_owned(), vec![model])].into(),
+        };
+        Box::pin(std::future::ready(TaskOutcome::Succeeded(outputs)))
+    }
+    fn stop(&self, _: AttemptId) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+    fn log(&self, _: AttemptId, _: bool) -> BoxFuture<'static, Result<LogStream, slipway_pipeline::Error>> {
+        let lines: LogStream = Box::pin(futures_util::stream::iter([Ok(Bytes::from_static(b"a line\n"))]));
+        Box::pin(std::future::ready(Ok(lines)))
+    }
+    fn has(&self, _: Outputs) -> BoxFuture<'static, bool> {
+        Box::pin(std::future::ready(true))
+    }
+    fn read(&self, _: Artifact) -> BoxFuture<'static, Result<ArtifactStream, slipway_pipeline::Error>> {
+        Box::pin(std::future::ready(Err(slipway_pipeline::Error::NotFound("no content".into()))))
+    }
+    fn forget(&self, _: String, _: String) -> BoxFuture<'static, Result<(), slipway_pipeline::Error>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// Runs a pipeline of one step to its end, and returns the id of the run.
+async fn run_pipeline(server: &TestServer) -> String {
+    let platform = &server.platform;
+    let tracker = crate::pipeline::tracker(platform.tracking.clone());
+    let settings = Settings { pipeline_root: "/artifacts".into(), max_parallel_tasks: 1 };
+    platform.pipeline_runner.set(Driver::new(platform.database.clone(), Arc::new(FullLauncher), tracker, settings));
+    let outputs = json!({"parameters": {"Output": {"parameterType": "STRING"}},
+        "artifacts": {"model": {"artifactType": {"schemaTitle": "system.Model", "schemaVersion": "0.0.1"}}}});
+    let spec = json!({
+        "pipelineInfo": {"name": "say"}, "schemaVersion": "2.1.0", "sdkVersion": "kfp-2.17.3",
+        "components": {"comp-say": {"executorLabel": "exec-say", "outputDefinitions": outputs,
+            "inputDefinitions": {"parameters": {"text": {"parameterType": "STRING"}}}}},
+        "deploymentSpec": {"executors": {"exec-say": {"container": {"image": "python:3.11", "command": ["true"]}}}},
+        "root": {
+            "inputDefinitions": {"parameters": {"text": {"parameterType": "STRING"}}},
+            "dag": {"tasks": {"say": {"componentRef": {"name": "comp-say"}, "taskInfo": {"name": "say"},
+                "inputs": {"parameters": {"text": {"componentInputParameter": "text"}}}}}},
+        },
+    });
+    let service = &platform.pipelines;
+    let experiment = service.default_experiment("default".into()).await.unwrap();
+    let new = NewRun {
+        display_name: "one".into(),
+        description: String::new(),
+        service_account: String::new(),
+        source: NewSource::Inline(spec),
+        config: RuntimeConfig {
+            parameters: [("text".to_owned(), json!("hi"))].into_iter().collect(),
+            ..RuntimeConfig::default()
+        },
+    };
+    let id = service.create_run(&experiment, new).await.unwrap().run_id;
+    while !service.run(&id).unwrap().state.is_final() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    id
+}
+
 fn deployment_manifest() -> Value {
     let model = |name: &str, weight: u32| json!({"name": name, "uri": "models:/m@champion", "weight": weight});
     json!({
@@ -406,6 +487,16 @@ async fn responses_match_the_document() {
     checked.succeed("GET", "/api/v1/runs/team-a/train/log?attempt=1&follow=false&tail=5", Value::Null).await;
     checked.succeed("POST", "/api/v1/runs/team-a/train/cancel", Value::Null).await;
     checked.succeed("DELETE", "/api/v1/runs/team-a/train", Value::Null).await;
+
+    let run = run_pipeline(&checked.server).await;
+    let shown = checked.succeed("GET", &format!("/api/v1/pipelines/runs/{run}"), Value::Null).await;
+    assert_eq!(
+        (&shown["state"], &shown["tasks"][1]["outputs"]["parameters"]["Output"]),
+        (&json!("SUCCEEDED"), &json!("said"))
+    );
+    checked
+        .succeed("GET", &format!("/api/v1/pipelines/runs/{run}/log?task=say&attempt=1&follow=false"), Value::Null)
+        .await;
 
     for remote in ["remotes", "namespaces/team-a/remotes"] {
         share_data(&mut checked, &format!("/api/v1/data/{remote}")).await;
@@ -553,6 +644,8 @@ async fn errors_match_the_document() {
         ("inferrer", "GET", "/api/v1/runs", Value::Null, "exec.forbidden"),
         ("owner", "GET", "/api/v1/runs/team-a/missing", Value::Null, "exec.not_found"),
         ("owner", "POST", "/api/v1/runs", json!({"kind": "Pod"}), "exec.manifest"),
+        ("owner", "GET", "/api/v1/pipelines/runs/missing", Value::Null, "pipeline.not_found"),
+        ("inferrer", "GET", "/api/v1/pipelines/runs/missing", Value::Null, "pipeline.forbidden"),
         ("owner", "GET", "/api/v1/deployments/missing", Value::Null, "serve.not_found"),
         ("owner", "POST", "/api/v1/deployments", json!({"kind": "Pod"}), "serve.manifest"),
         ("owner", "POST", "/api/v1/deployments", deployment_of("models:/missing@champion"), "serve.model_not_found"),

@@ -273,7 +273,7 @@ fn print_run(context: &Context, run: &Value) {
             };
             let outputs = task["outputs"]["parameters"].as_object().into_iter().flatten();
             let outputs = outputs.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ");
-            let detail = task["failure"]["message"].as_str().map_or(outputs, str::to_owned);
+            let detail = task["failure"].as_str().map_or(outputs, str::to_owned);
             let line = detail.lines().next().unwrap_or_default();
             let shown: String = line.chars().take(80).collect();
             vec![format!("{}{name}", "  ".repeat(depth)), text(&task["state"]), seconds, shown]
