@@ -182,6 +182,7 @@ $(PEERS)/kfp/.ready: conformance/kfp/requirements.txt
 
 conformance-kfp: binary $(PEERS)/kfp/.ready
 	$(PEERS)/kfp/bin/python conformance/kfp/client.py --slipway $(SLIPWAY) $(call junit,kfp-client)
+	$(PEERS)/kfp/bin/python conformance/kfp/kills.py --slipway $(SLIPWAY) $(call junit,kfp-kills)
 	$(PEERS)/kfp/bin/python conformance/kfp/corpus.py --slipway $(SLIPWAY) $(if $(LIVE),--live) $(call junit,kfp-corpus)
 
 # Kubernetes itself is built once per machine. It does not depend on slipway's binary, so it can be built while cargo runs.

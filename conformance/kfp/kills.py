@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""A server that is killed at any moment goes on with its pipelines where it was: no step runs twice, and none is lost.
+
+    kills.py --slipway BIN [--rounds 20]
+
+Needs kfp. The pipeline has a loop with conditions and a nested loop, in an exit handler, with a step that fails once and is retried. Each step
+writes a line into one file, so that every execution is counted. In each round the server is killed with SIGKILL at random moments until the
+run has ended.
+"""
+
+import collections
+import contextlib
+import pathlib
+import random
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import kfp
+from kfp import compiler, dsl
+
+from lib import Slipway
+from suite import Suite
+
+SUITE = Suite("kfp kills", limit=900)
+ITEMS = 4
+
+
+@dsl.component
+def write(journal: str, name: str, number: int) -> int:
+    import os
+    descriptor = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(descriptor, f"{name} {number}\n".encode())
+    os.close(descriptor)
+    return number
+
+
+@dsl.component
+def fail_once(journal: str):
+    import os
+    first = not os.path.exists(journal + ".failed")
+    descriptor = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(descriptor, b"fail-once %d\n" % (0 if first else 1))
+    os.close(descriptor)
+    if first:
+        open(journal + ".failed", "w").close()
+        raise SystemExit("the first attempt fails")
+
+
+@dsl.pipeline
+def killed(journal: str):
+    last = write(journal=journal, name="exit", number=0).set_caching_options(False)
+    with dsl.ExitHandler(last):
+        fail_once(journal=journal).set_caching_options(False).set_retry(num_retries=2, backoff_duration="0s")
+        with dsl.ParallelFor(list(range(ITEMS))) as item:
+            outer = write(journal=journal, name="outer", number=item).set_caching_options(False)
+            with dsl.If(outer.output > 1):
+                write(journal=journal, name="large", number=item).set_caching_options(False)
+            with dsl.Else():
+                with dsl.ParallelFor([10, 20]) as inner:
+                    write(journal=journal, name="inner", number=inner).set_caching_options(False)
+
+
+def expected():
+    """Every line that the pipeline writes, with the number of times."""
+    lines = collections.Counter({"exit 0": 1, "fail-once 0": 1, "fail-once 1": 1, "inner 10": 2, "inner 20": 2})
+    lines.update(f"outer {item}" for item in range(ITEMS))
+    lines.update(f"large {item}" for item in range(ITEMS) if item > 1)
+    return lines
+
+
+def round_of_kills(slipway, package, journal, moments):
+    """Runs the pipeline, and kills the server at random moments; returns the run."""
+    client = kfp.Client(host=slipway.url, existing_token=slipway.token)
+    run_id = client.create_run_from_pipeline_package(package, arguments={"journal": str(journal)}).run_id
+    kills = 0
+    while True:
+        time.sleep(moments.uniform(0, 0.2))
+        status, run = slipway.call("GET", f"/api/v1/pipelines/runs/{run_id}")
+        assert status == 200, run
+        if run["state"] in ("SUCCEEDED", "FAILED", "CANCELED"):
+            return run, kills
+        slipway.stop(how=9)
+        kills += 1
+        slipway.start()
+
+
+@SUITE.test
+def no_step_runs_twice_and_none_is_lost(options):
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    moments, kills = random.Random(seed), 0
+    with tempfile.TemporaryDirectory() as folder, Slipway(options.slipway) as slipway:
+        package = str(pathlib.Path(folder, "killed.yaml"))
+        compiler.Compiler().compile(killed, package)
+        # The environment of the steps is made once, undisturbed: that takes longer than the time between two kills.
+        client = kfp.Client(host=slipway.url, existing_token=slipway.token)
+        first = client.create_run_from_pipeline_package(package, arguments={"journal": str(pathlib.Path(folder, "journal"))})
+        assert client.wait_for_run_completion(first.run_id, timeout=600, sleep_duration=0.2).state == "SUCCEEDED"
+        for number in range(options.rounds):
+            journal = pathlib.Path(folder, f"journal-{number}")
+            run, killed_times = round_of_kills(slipway, package, journal, moments)
+            kills += killed_times
+            failures = [f"{t['path']}: {t['failure']}" for t in run["tasks"] if t["failure"]]
+            assert run["state"] == "SUCCEEDED", (number, run["state"], failures)
+            found = collections.Counter(journal.read_text().splitlines())
+            assert found == expected(), (number, found - expected(), expected() - found)
+    print(f"{options.rounds} rounds, {kills} kills")
+    assert kills >= options.rounds, "the server was hardly ever killed"
+
+
+if __name__ == "__main__":
+    parsed = SUITE.options(
+        __doc__,
+        slipway={"required": True, "help": "path of slipway"},
+        rounds={"type": int, "default": 20, "help": "number of runs"},
+    )
+    sys.exit(SUITE.main(parsed, lambda _: contextlib.nullcontext(parsed)))
