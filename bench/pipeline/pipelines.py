@@ -3,35 +3,40 @@
 from kfp import dsl
 
 
-@dsl.component(kfp_package_path="kfp", install_kfp_package=False)
+@dsl.component(base_image="python:3.11")
 def increment(number: int) -> int:
     return number + 1
 
 
+def step(number):
+    """A step that is executed in every run."""
+    return increment(number=number).set_caching_options(False)
+
+
 @dsl.pipeline
 def chain():
-    task = increment(number=0)
+    task = step(0)
     for _ in range(19):
-        task = increment(number=task.output)
+        task = step(task.output)
 
 
 @dsl.pipeline
 def fan_out():
     with dsl.ParallelFor(list(range(100))) as number:
-        increment(number=number)
+        step(number)
 
 
 @dsl.pipeline
 def nested_loop():
     with dsl.ParallelFor(list(range(5))):
         with dsl.ParallelFor(list(range(5))) as number:
-            increment(number=number)
+            step(number)
 
 
 @dsl.pipeline
 def parallel_thousand():
     with dsl.ParallelFor(list(range(1000))) as number:
-        increment(number=number)
+        step(number)
 
 
 # Each with its number of steps.
