@@ -23,7 +23,7 @@ import kfp
 from kfp import compiler, dsl
 
 from lib import Slipway
-from suite import Suite
+from suite import Suite, eventually
 
 SUITE = Suite("kfp kills", limit=900)
 ITEMS = 4
@@ -48,6 +48,20 @@ def fail_once(journal: str):
     if first:
         open(journal + ".failed", "w").close()
         raise SystemExit("the first attempt fails")
+
+
+@dsl.component
+def sleep(journal: str):
+    import os, time
+    with open(journal + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(journal + ".new", journal)
+    time.sleep(3600)
+
+
+@dsl.pipeline
+def sleeping(journal: str):
+    sleep(journal=journal).set_caching_options(False)
 
 
 @dsl.pipeline
@@ -110,6 +124,20 @@ def no_step_runs_twice_and_none_is_lost(options):
             assert found == expected(), (number, found - expected(), expected() - found)
     print(f"{options.rounds} rounds, {kills} kills")
     assert kills >= options.rounds, "the server was hardly ever killed"
+
+
+@SUITE.test
+def a_run_that_is_deleted_is_stopped(options):
+    with tempfile.TemporaryDirectory() as folder, Slipway(options.slipway) as slipway:
+        package, journal = str(pathlib.Path(folder, "sleeping.yaml")), pathlib.Path(folder, "pid")
+        compiler.Compiler().compile(sleeping, package)
+        client = kfp.Client(host=slipway.url, existing_token=slipway.token)
+        run_id = client.create_run_from_pipeline_package(package, arguments={"journal": str(journal)}).run_id
+        eventually(journal.exists, timeout=300, message="the step runs")
+        process = pathlib.Path("/proc", journal.read_text())
+        assert process.exists()
+        client.delete_run(run_id)
+        eventually(lambda: not process.exists(), timeout=30, message="the step of the deleted run has ended")
 
 
 if __name__ == "__main__":

@@ -193,8 +193,16 @@ impl Runner for Driver {
     }
 
     fn forget(&self, namespace: String, run_id: String) -> BoxFuture<'static, Result<(), Error>> {
-        self.command(&run_id, Command::Abandon);
-        self.inner.launcher.forget(namespace, run_id)
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move {
+            let commands = inner.active.lock().get(&run_id).cloned();
+            if let Some(commands) = commands {
+                // An error means that the run has just ended. Its steps write into the files that are deleted, so they end first.
+                let _ = commands.send(Command::Abandon);
+                commands.closed().await;
+            }
+            inner.launcher.forget(namespace, run_id).await
+        })
     }
 
     fn log(

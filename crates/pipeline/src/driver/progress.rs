@@ -36,8 +36,9 @@ pub(super) struct Import {
 type NewArtifacts = Vec<(TaskPath, String, Vec<Artifact>)>;
 
 impl Inner {
-    /// Repeats a transaction until it succeeds: what the engine decided is only performed when it is recorded.
-    async fn write_until_done<T: Send + 'static>(
+    /// Repeats a transaction until it succeeds: what the engine decided is only performed when it is recorded. For a run that was deleted
+    /// there is nothing to record, and it goes on to its end, which stops its steps.
+    async fn write_until_done<T: Default + Send + 'static>(
         &self,
         run: &RunInfo,
         change: impl Fn(&Connection) -> Result<T, Error> + Send + Sync + Clone + 'static,
@@ -46,6 +47,7 @@ impl Inner {
         loop {
             match self.database.write(change.clone()).await {
                 Ok(done) => return done,
+                Err(Error::NotFound(_)) => return T::default(),
                 Err(error) => {
                     tracing::error!(run = run.run_id, %error, "the pipeline run cannot be recorded; retrying");
                     tokio::time::sleep(backoff).await;
