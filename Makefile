@@ -94,23 +94,19 @@ supply-chain: tools
 	@mkdir -p target
 	scripts/supply-chain.py sbom -o target/slipway.cdx.json
 
-# The originals (MLflow and others) are installed into virtual environments outside the clone, so that all clones share them.
-$(PEERS)/mlflow/.ready: conformance/mlflow/requirements.txt
-	@echo "installing MLflow and the official clients into $(PEERS)/mlflow"
-	python3 -m venv $(PEERS)/mlflow
-	$(PEERS)/mlflow/bin/pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
-
-$(PEERS)/mlserver/.ready: bench/serve/requirements.txt
-	@echo "installing MLServer into $(PEERS)/mlserver"
-	python3 -m venv $(PEERS)/mlserver
-	$(PEERS)/mlserver/bin/pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
-
+# The originals are installed into virtual environments outside the clone, so that all clones share them. DVC itself is only needed to record
+# its results (LIVE=1) and for the benchmark; `dvc-clouds` has its plugins for Azure and Google, which bring many packages.
+$(PEERS)/ansible/.ready: bench/cluster/requirements.txt
+$(PEERS)/dvc/.ready: conformance/dvc/requirements.txt
+$(PEERS)/dvc-clouds/.ready: conformance/dvc/requirements-clouds.txt
 $(PEERS)/gpu/.ready: conformance/gpu/requirements.txt
-	@echo "installing NVIDIA's Python binding and NVRTC into $(PEERS)/gpu"
-	python3 -m venv $(PEERS)/gpu
-	$(PEERS)/gpu/bin/pip install --quiet --disable-pip-version-check -r $<
+$(PEERS)/kfp/.ready: conformance/kfp/requirements.txt
+$(PEERS)/mlflow/.ready: conformance/mlflow/requirements.txt
+$(PEERS)/mlserver/.ready: bench/serve/requirements.txt
+$(PEERS)/%/.ready:
+	@echo "installing the packages of $^ into $(@D)"
+	python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $^
 	@touch $@
 
 # The originals below are only needed to record their responses (LIVE=1). They are built from the Go modules in conformance/originals.txt.
@@ -156,29 +152,9 @@ conformance-kube: binary $(PEERS)/gpu/.ready $(PLUGIN)/kubelet $(if $(LIVE),$(HE
 	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --kubelet $(PLUGIN)/kubelet $(if $(LIVE),--upstream $(PLUGIN)) $(call junit,plugin)
 	conformance/kube/amd.py --slipway $(SLIPWAY) --kubelet $(PLUGIN)/kubelet $(call junit,amd)
 
-# DVC itself is only needed to record its results (LIVE=1), and for the benchmark.
-$(PEERS)/dvc/.ready: conformance/dvc/requirements.txt
-	@echo "installing DVC into $(PEERS)/dvc"
-	python3 -m venv $(PEERS)/dvc
-	$(PEERS)/dvc/bin/pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
-
-# DVC with its plugins for Azure and Google, which bring many packages.
-$(PEERS)/dvc-clouds/.ready: conformance/dvc/requirements-clouds.txt
-	@echo "installing DVC with its plugins for Azure and Google into $(PEERS)/dvc-clouds"
-	python3 -m venv $(PEERS)/dvc-clouds
-	$(PEERS)/dvc-clouds/bin/pip install --quiet --disable-pip-version-check -r $<
-	touch $@
-
 conformance-dvc: binary $(if $(LIVE),$(PEERS)/dvc/.ready $(PEERS)/dvc-clouds/.ready)
 	python3 conformance/dvc/run.py --slipway $(SLIPWAY) $(if $(LIVE),--dvc $(PEERS)/dvc/bin/dvc) $(call junit,dvc)
 	python3 conformance/dvc/remotes.py --slipway $(SLIPWAY) $(if $(LIVE),--dvc $(PEERS)/dvc/bin/dvc) $(call junit,dvc-remotes)
-
-$(PEERS)/kfp/.ready: conformance/kfp/requirements.txt
-	@echo "installing the SDK of Kubeflow Pipelines into $(PEERS)/kfp"
-	python3 -m venv $(PEERS)/kfp
-	$(PEERS)/kfp/bin/pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
 
 conformance-kfp: binary $(PEERS)/kfp/.ready
 	$(PEERS)/kfp/bin/python conformance/kfp/client.py --slipway $(SLIPWAY) $(call junit,kfp-client)
@@ -212,12 +188,6 @@ book: binary $(PEERS)/kfp/.ready
 
 bench: bench-track bench-serve bench-gpu
 
-$(PEERS)/ansible/.ready: bench/cluster/requirements.txt
-	@echo "installing Ansible into $(PEERS)/ansible"
-	python3 -m venv $(PEERS)/ansible
-	$(PEERS)/ansible/bin/pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
-
 # Compares with Ansible. Needs root for the test hosts.
 bench-cluster: binary $(PEERS)/ansible/.ready
 	python3 bench/cluster/run.py --slipway $(SLIPWAY) --ansible $(PEERS)/ansible/bin/ansible-playbook
@@ -231,10 +201,11 @@ bench-operator: binary lab-programs
 bench-gpu: binary
 	python3 bench/gpu/run.py --slipway $(SLIPWAY)
 
-# Compares with DVC, `cp -r` and `md5sum`.
+# Compares with the SDK's local runner.
 bench-pipeline: binary $(PEERS)/kfp/.ready
 	$(PEERS)/kfp/bin/python bench/pipeline/run.py --slipway $(SLIPWAY)
 
+# Compares with DVC, `cp -r` and `md5sum`.
 bench-data: binary $(PEERS)/dvc/.ready
 	python3 bench/data/run.py --slipway $(SLIPWAY) --dvc $(PEERS)/dvc/bin/dvc
 

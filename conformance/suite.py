@@ -54,7 +54,7 @@ class LimitExceeded(BaseException):
     `Exception`, because tests and `eventually` catch those."""
 
 
-def eventually(condition, timeout=60, interval=0.2, message=""):
+def eventually(condition, timeout=120, interval=0.2, message=""):
     """Polls every `interval` seconds until the result of `condition` is true, and returns it. An exception counts as not yet true.
 
     Raises `TimedOut` after `timeout` seconds, with `message`, which names the awaited state, and the last result or exception.

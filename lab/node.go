@@ -215,6 +215,8 @@ state = "%[1]s/containerd-state"
 `, folder, l.bin, runc)
 }
 
+// No threshold of evictions is set: nodes share the memory and the disk of this machine with programs that are not theirs, and the kubelet counts
+// page cache in use as memory that is not available, so a busy machine would taint nodes and evict their pods.
 func (l *lab) kubeletConfig(i int, folder string) string {
 	node := nodeName(i)
 	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
@@ -230,7 +232,7 @@ authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {c
 authorization: {mode: Webhook}
 tlsCertFile: %[4]s/%[5]s.crt
 tlsPrivateKeyFile: %[4]s/%[5]s.key
-evictionHard: {memory.available: 100Mi, nodefs.available: 1%%, imagefs.available: 1%%, nodefs.inodesFree: 1%%}
+evictionHard: {memory.available: 0%%, nodefs.available: 0%%, imagefs.available: 0%%, nodefs.inodesFree: 0%%}
 imageGCHighThresholdPercent: 100
 nodeStatusUpdateFrequency: 5s
 podLogsDir: %[2]s/pod-logs

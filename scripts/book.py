@@ -56,10 +56,13 @@ def run_blocks(chapter, binary):
         model = pathlib.Path(folder, "addition.onnx")
         model.write_bytes(addition())
         script = "set -euo pipefail\nset -x\n" + "\n".join(blocks)
-        # Reuse the Python environment of an earlier `make demo` for the demo in chapter 2, to save its installation.
-        demo = ROOT / ".slipway-demo"
-        if demo.exists():
-            os.symlink(demo, pathlib.Path(folder, "demo"))
+        # The demo in chapter 2 uses the Python environment of an earlier `make demo`, to save its installation. It has a folder of its own,
+        # because the tests of the UI may have a demo running at the same time.
+        venv = ROOT / ".slipway-demo/venv"
+        if (venv / "slipway-requirements.txt").exists():
+            demo = pathlib.Path(folder, "demo")
+            demo.mkdir()
+            os.symlink(venv, demo / "venv")
         # Chapter 9 needs kfp, which the conformance tests may have installed already.
         if PIPELINES.exists():
             os.symlink(PIPELINES, pathlib.Path(folder, "kfp"))

@@ -78,7 +78,17 @@ class Lab:
         file = self.folder / "values.json"
         file.write_text(json.dumps(more))
         values = ["--values", str(RUN / "values.yaml"), "--values", str(file)]
-        return self.slipway("up", "--kube", "--yes", "--wait", "120", *values).stderr
+        try:
+            return self.slipway("up", "--kube", "--yes", "--wait", "120", *values).stderr
+        except Failed as failure:
+            raise Failed(f"{failure}\n{self.state()}")
+
+    def state(self):
+        """What a person would look at when pods do not become ready: the nodes' taints, the pods, and the latest events."""
+        taints = "custom-columns=NODE:.metadata.name,TAINTS:.spec.taints[*].key,CONDITIONS:.status.conditions[?(@.status=='True')].type"
+        return "\n".join(self.kubectl(*words, check=False)[-4000:] for words in (
+            ("get", "nodes", "-o", taints), ("get", "pods", "-n", NAMESPACE, "-o", "wide"),
+            ("get", "events", "-n", NAMESPACE, "--sort-by=.metadata.creationTimestamp", "-o", "custom-columns=:.involvedObject.name,:.reason,:.message")))
 
     def node(self, name):
         return self.get("node", name)

@@ -623,7 +623,8 @@ def second_install_changes_nothing_and_removal_leaves_nothing(lab):
     memory = dict(line.split(":") for line in open(f"/proc/{lab.agent_pid('n1')}/status") if line.startswith(("VmRSS", "RssAnon")))
     resident, own = (int(memory[name].split()[0]) for name in ("VmRSS", "RssAnon"))
     print(f"     the agent's memory: {resident} kB, {own} kB of it anonymous")
-    assert resident < 30 * 1024, memory
+    # The limit of the rest is higher than what the agent touches: ext4 of recent kernels maps the program by large folios of the page cache.
+    assert own < 8 * 1024 and resident < 40 * 1024, memory
     lab.set_label("n1", MIG, None)
     done = lab.slipway("down", "--kube", "--yes")
     eventually(lambda: not [l for l in lab.kubectl(
