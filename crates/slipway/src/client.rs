@@ -325,6 +325,7 @@ mod tests {
                 token_file: None,
                 no_auth: false,
                 run_environment: Vec::new(),
+                pipeline_images: Vec::new(),
                 data_cache_bytes: None,
                 hosts: Vec::new(),
                 cors_origins: Vec::new(),

@@ -106,6 +106,7 @@ impl Drive {
         let (inner, run) = (Arc::clone(&self.inner), Arc::clone(&self.run));
         let event: BoxFuture<'static, Event> = match effect {
             Effect::Launch(launch) => {
+                self.tracked.attempt_started(&launch);
                 let (path, attempt) = (launch.path.clone(), launch.attempt);
                 let ended = self.inner.launcher.execute(launch);
                 Box::pin(async move { Event::Ended { path, attempt, outcome: ended.await } })

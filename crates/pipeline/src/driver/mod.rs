@@ -129,9 +129,12 @@ async fn carry_out(
         let experiment = repo::experiments::find(c, &context.run.experiment_id).map(|found| found.name);
         Ok::<_, Error>((context, experiment.unwrap_or_default(), repo::tasks::records(c, &id)?))
     });
-    let (RunContext { run, info, document }, experiment, records) = loaded.await?;
+    let (RunContext { run, mut info, document }, experiment, records) = loaded.await?;
     if run.state.is_final() {
         return Ok(());
+    }
+    if run.config.pipeline_root.is_empty() && !inner.launcher.reaches(&info.pipeline_root) {
+        info.pipeline_root.clone_from(&inner.settings.pipeline_root);
     }
     let plan = Arc::new(Plan::new(Arc::new(document))?);
     let limits = Limits { max_parallel_tasks: inner.settings.max_parallel_tasks, ..Limits::default() };
