@@ -44,8 +44,7 @@ impl Tracked {
 pub(super) fn begin(inner: &Arc<Inner>, run: &Run, info: Arc<RunInfo>, experiment: String) -> Tracked {
     let (sender, mut news) = mpsc::unbounded_channel();
     let experiment: Arc<str> = experiment.into();
-    let tracked =
-        Tracked { news: sender, tracker: Arc::clone(&inner.tracker), experiment: Arc::clone(&experiment) };
+    let tracked = Tracked { news: sender, tracker: Arc::clone(&inner.tracker), experiment: Arc::clone(&experiment) };
     let tracker = Arc::clone(&inner.tracker);
     let parameters: Vec<(String, Value)> = run.config.parameters.clone().into_iter().collect();
     tokio::spawn(async move {

@@ -50,7 +50,9 @@ impl FromStr for ImageMapping {
             None => (text.trim(), None),
         };
         if pattern.is_empty() || folder.is_some_and(|folder| !folder.starts_with('/')) {
-            return Err(format!("'{text}' is not PATTERN=FOLDER with an absolute path, as in 'ghcr.io/team/train:*=/opt/train'"));
+            return Err(format!(
+                "'{text}' is not PATTERN=FOLDER with an absolute path, as in 'ghcr.io/team/train:*=/opt/train'"
+            ));
         }
         Ok(Self { pattern: pattern.to_owned(), environment: folder.map(PathBuf::from) })
     }

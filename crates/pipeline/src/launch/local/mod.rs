@@ -56,8 +56,8 @@ use crate::placeholder::{Paths, Place};
 use attempt::Attempt;
 use buckets::Buckets;
 use environments::Environments;
-use resources::Room;
 pub use images::ImageMapping;
+use resources::Room;
 
 /// How often the start of an attempt is repeated if its worker ended before it started the program.
 const MAX_STARTS: usize = 3;

@@ -118,7 +118,8 @@ impl Room {
         if demand.memory > memory {
             missing.push(format!("{} MiB of memory ({memory} MiB available)", demand.memory));
         }
-        let needs = |what: &str| format!("the step needs {what}; set less in the pipeline, or run it on a larger machine");
+        let needs =
+            |what: &str| format!("the step needs {what}; set less in the pipeline, or run it on a larger machine");
         if !missing.is_empty() {
             return Err(needs(&missing.join(" and ")));
         }

@@ -70,11 +70,10 @@ fn folder(volume: &Value, folders: &Folders<'_>) -> Result<PathBuf, String> {
             ))
         };
     }
-    let named_content = [
-        ("secret", "secretName", "secret", folders.secrets),
-        ("configMap", "name", "config map", folders.config_maps),
-    ];
-    let content = named_content.into_iter().find_map(|(kind, name, text, root)| Some((volume.get(kind)?, name, text, root)));
+    let named_content =
+        [("secret", "secretName", "secret", folders.secrets), ("configMap", "name", "config map", folders.config_maps)];
+    let content =
+        named_content.into_iter().find_map(|(kind, name, text, root)| Some((volume.get(kind)?, name, text, root)));
     if let Some((source, name, text, root)) = content {
         let folder = named(root, &source[name])?;
         if folder.is_dir() {
