@@ -57,6 +57,7 @@ pub(crate) async fn execute_here(
     let launcher = LocalLauncher::new(settings);
     let settings = driver::Settings { pipeline_root, max_parallel_tasks: MAX_PARALLEL_TASKS };
     let driver = Driver::new(platform.database.clone(), Arc::new(launcher), tracker, settings);
+    driver.notify_at_ends(platform.pipelines.schedules_changed());
     driver.resume().await?;
     platform.pipeline_runner.set(driver);
     Ok(())

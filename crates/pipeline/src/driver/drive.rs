@@ -9,7 +9,6 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use slipway_core::clock::now_ms;
 use tokio::sync::mpsc;
 
-use super::progress::{Import, LookUp};
 use super::tracking::Tracked;
 use super::{Effect, Event, Inner, Machine};
 use crate::launch::AttemptId;
@@ -112,11 +111,9 @@ impl Drive {
                 Box::pin(async move { Event::Ended { path, attempt, outcome: ended.await } })
             }
             Effect::LookUpCache { path, fingerprint, max_staleness } => {
-                Box::pin(async move { inner.look_up(&run, LookUp { path, fingerprint, max_staleness }).await })
+                Box::pin(async move { inner.look_up(&run, path, fingerprint, max_staleness).await })
             }
-            Effect::Import { path, request } => {
-                Box::pin(async move { inner.import(&run, Import { path, request }).await })
-            }
+            Effect::Import { path, request } => Box::pin(async move { inner.import(&run, path, request).await }),
             Effect::Stop { path, attempt } => {
                 let (namespace, run_id) = (run.namespace.clone(), run.run_id.clone());
                 tokio::spawn(inner.launcher.stop(AttemptId { namespace, run_id, path, attempt }));

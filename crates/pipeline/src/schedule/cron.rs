@@ -122,7 +122,7 @@ fn integer(text: &str) -> Result<u32, String> {
 ///
 /// # Errors
 /// The time zone is unknown.
-pub fn split_zone(text: &str) -> Result<(Option<TimeZone>, &str), String> {
+pub(super) fn split_zone(text: &str) -> Result<(Option<TimeZone>, &str), String> {
     let Some(rest) = ["TZ=", "CRON_TZ="].iter().find_map(|prefix| text.strip_prefix(prefix)) else {
         return Ok((None, text));
     };
