@@ -25,7 +25,10 @@ pub(crate) enum Pipeline {
     )]
     Upload(Upload),
     /// Manage recurring runs
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway pipeline schedule apply nightly.yaml\n  slipway pipeline schedule ls"
+    )]
     Schedule(Schedule),
     /// Print a pipeline as plain manifests for Kubernetes: Jobs in stages, and a volume for their artifacts
     #[command(

@@ -22,7 +22,7 @@ use crate::launch::ArtifactStream;
 const BUCKETS: &[(&str, &str, &str)] =
     &[("s3", "s3", "AWS_"), ("minio", "s3", "AWS_"), ("gs", "gs", "GOOGLE_"), ("az", "az", "AZURE_")];
 /// Words of the names of variables with credentials or with the address of a service.
-const CREDENTIALS: &[&str] = &["KEY", "TOKEN", "CREDENTIALS", "ACCOUNT", "ENDPOINT"];
+const CREDENTIALS: &[&str] = &["KEY", "TOKEN", "CREDENTIALS", "ACCOUNT", "ENDPOINT", "METADATA"];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a web server may send nothing.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -46,6 +46,13 @@ impl<'a> Location<'a> {
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
         (!bucket.is_empty()).then(|| Self { bucket: format!("{known}://{bucket}"), variables, key })
     }
+
+    fn has_credentials(&self) -> bool {
+        std::env::vars_os().any(|(name, _)| {
+            let name = name.to_str().and_then(|name| name.strip_prefix(self.variables));
+            name.is_some_and(|rest| CREDENTIALS.iter().any(|word| rest.contains(word)))
+        })
+    }
 }
 
 /// Whether a URI names a bucket.
@@ -64,11 +71,7 @@ fn is_web(uri: &str) -> bool {
 
 /// Whether the environment of this process has credentials for the service of a bucket.
 pub(super) fn has_credentials(uri: &str) -> bool {
-    let Some(location) = Location::parse(uri) else { return false };
-    std::env::vars_os().any(|(name, _)| {
-        let name = name.to_str().and_then(|name| name.strip_prefix(location.variables));
-        name.is_some_and(|rest| CREDENTIALS.iter().any(|word| rest.contains(word)))
-    })
+    Location::parse(uri).is_some_and(|location| location.has_credentials())
 }
 
 /// The buckets and web servers that artifacts are in.
@@ -87,7 +90,16 @@ impl Buckets {
     }
 
     /// Opens a bucket. Blocks while it removes the copies of an earlier process; steps have links to them, which stay.
-    fn bucket(&self, url: &str) -> Result<Objects, StoreError> {
+    fn bucket(&self, location: &Location<'_>) -> Result<Objects, StoreError> {
+        let url = location.bucket.as_str();
+        if !location.has_credentials() {
+            // Without this, clients search for a cloud's own service for minutes.
+            let variables = location.variables;
+            return Err(StoreError::Url(format!(
+                "{url}: the environment of the server has no credentials for it; start the server with those of {variables}*, as the \
+                 vendor's own tools use them"
+            )));
+        }
         let mut open = self.open.lock();
         if let Some(found) = open.get(url) {
             return Ok(found.clone());
@@ -115,7 +127,7 @@ impl Buckets {
             self.download(uri, &temporary).await?;
         } else {
             let location = Location::parse(uri).ok_or("it is not in a bucket")?;
-            let bucket = self.bucket(&location.bucket).map_err(|error| error.to_string())?;
+            let bucket = self.bucket(&location).map_err(|error| error.to_string())?;
             let copy = bucket.local_path(location.key).await.map_err(|error| error.to_string())?;
             let linked = temporary.clone();
             let links = tokio::task::spawn_blocking(move || link(&copy, &linked));
@@ -164,7 +176,7 @@ impl Buckets {
             return Ok(());
         }
         let location = Location::parse(uri).ok_or("it is not in a bucket")?;
-        let bucket = self.bucket(&location.bucket).map_err(|error| error.to_string())?;
+        let bucket = self.bucket(&location).map_err(|error| error.to_string())?;
         let root = path.to_owned();
         let files = tokio::task::spawn_blocking(move || content::files(&root)).await;
         let files = files.map_err(|error| error.to_string())?.ok_or("it has too many files, or one cannot be read")?;
@@ -184,7 +196,7 @@ impl Buckets {
     /// Whether there is an object at a URI, or below it.
     pub(super) async fn has(&self, uri: &str) -> bool {
         let Some(location) = Location::parse(uri) else { return false };
-        let Ok(bucket) = self.bucket(&location.bucket) else { return false };
+        let Ok(bucket) = self.bucket(&location) else { return false };
         matches!(bucket.get(location.key).await, Ok(_) | Err(StoreError::IsFolder(_)))
     }
 
@@ -195,7 +207,7 @@ impl Buckets {
     pub(super) async fn read(&self, uri: &str) -> Result<ArtifactStream, Error> {
         let missing = || Error::NotFound(format!("there is no file at {uri}"));
         let location = Location::parse(uri).ok_or_else(missing)?;
-        let found = self.bucket(&location.bucket)?.get(location.key).await.map_err(|error| match error {
+        let found = self.bucket(&location)?.get(location.key).await.map_err(|error| match error {
             StoreError::NotFound(_) | StoreError::IsFolder(_) => missing(),
             other => other.into(),
         })?;
