@@ -101,6 +101,8 @@ const KEYS: &[Key] = &[
     Key::user_only("min-free-bytes", env::MIN_FREE_BYTES, false, || None),
     Key::user_only("data-cache-bytes", env::DATA_CACHE_BYTES, false, || None),
     Key::user_only("run-environment", env::RUN_ENVIRONMENT, false, || None),
+    // The key chooses the folder of the programs that steps execute.
+    Key::user_only("pipeline-images", env::PIPELINE_IMAGES, false, || None),
     // This key only chooses between installed runtimes; `onnxruntime` names the library to load.
     Key::project_allowed("runtime", env::RUNTIME, true, || Some("auto".into())),
     Key::user_only("onnxruntime", env::ONNXRUNTIME, true, || None),

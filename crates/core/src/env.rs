@@ -28,6 +28,8 @@ pub const MIN_FREE_BYTES: &str = "SLIPWAY_MIN_FREE_BYTES";
 pub const DATA_CACHE_BYTES: &str = "SLIPWAY_DATA_CACHE_BYTES";
 /// Names of environment variables that runs inherit from the server besides the default ones, separated by commas.
 pub const RUN_ENVIRONMENT: &str = "SLIPWAY_RUN_ENVIRONMENT";
+/// Images of pipelines' steps that need no container on this machine: `PATTERN=FOLDER` or `PATTERN`, separated by commas.
+pub const PIPELINE_IMAGES: &str = "SLIPWAY_PIPELINE_IMAGES";
 /// A token for client commands.
 pub const TOKEN: &str = "SLIPWAY_TOKEN";
 /// A PEM file with the server's certificate chain; together with `SLIPWAY_TLS_KEY` it enables TLS.

@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators as op};
 use cel::{Context, Env, ExecutionError, Program};
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use crate::artifact::artifact_json;
@@ -19,6 +20,8 @@ use crate::value::{self, to_text};
 pub const MAX_BYTES: usize = 8 << 10;
 /// Maximum depth of an expression. The evaluator recurses.
 const MAX_DEPTH: usize = 100;
+/// Maximum number of compiled selectors that are kept.
+const MAX_CACHED_SELECTORS: usize = 256;
 /// Stack of the parser, which recurses for each operator of a chain such as `1 + 1 + 1`.
 const PARSER_STACK_BYTES: usize = 64 << 20;
 /// Maximum number of macros such as `all` inside each other. Each one multiplies the time by the length of a list.
@@ -79,7 +82,7 @@ impl Condition {
 /// # Errors
 /// The text is not an expression, or its evaluation failed.
 pub fn select(expression: &str, value: &Value) -> Result<Value, String> {
-    let program = compile_selector(expression)?;
+    let program = cached_selector(expression)?;
     let mut context = context();
     let field = match value {
         Value::Null => "null_value",
@@ -102,6 +105,21 @@ pub fn select(expression: &str, value: &Value) -> Result<Value, String> {
 /// The text is not an expression over the fields of a value.
 pub fn check_selector(expression: &str) -> Result<(), String> {
     compile_selector(expression).map(drop)
+}
+
+/// The program of a selector. The iterations of a loop use the same few selectors again and again.
+fn cached_selector(expression: &str) -> Result<Arc<Program>, String> {
+    static PROGRAMS: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Mutex::default);
+    if let Some(program) = PROGRAMS.lock().get(expression) {
+        return Ok(Arc::clone(program));
+    }
+    let program = Arc::new(compile_selector(expression)?);
+    let mut programs = PROGRAMS.lock();
+    if programs.len() >= MAX_CACHED_SELECTORS {
+        programs.clear();
+    }
+    programs.insert(expression.to_owned(), Arc::clone(&program));
+    Ok(program)
 }
 
 fn compile_selector(expression: &str) -> Result<Program, String> {

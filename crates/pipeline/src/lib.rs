@@ -8,6 +8,7 @@
 //! | [`executor_input`] | what a task's program is given and what it leaves behind |
 //! | [`graph`] | the static graph |
 //! | [`platform`] | settings of a task's pod |
+//! | [`export`] | plain manifests for Kubernetes |
 //! | [`model`] | states, paths, artifacts, inputs and outputs of tasks |
 //! | [`engine`], [`fingerprint`] | what happens next in a run, and which executions are equal |
 //! | [`driver`] | carries runs out: records, launches, timers |
@@ -30,6 +31,7 @@ pub mod engine;
 pub mod entity;
 pub mod error;
 pub mod executor_input;
+pub mod export;
 pub mod fingerprint;
 pub mod graph;
 pub mod http;

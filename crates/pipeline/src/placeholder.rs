@@ -41,6 +41,15 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// The same places, with paths instead of URIs: for programs that derive the path of an artifact from its URI.
+    pub(crate) fn with_paths_as_uris(&self) -> Self {
+        let mut paths = self.clone();
+        for place in paths.input_artifacts.values_mut().flatten().chain(paths.output_artifacts.values_mut()) {
+            place.uri.clone_from(&place.path);
+        }
+        paths
+    }
+
     /// A parameter as the program receives it: paths in the workspace are where the workspace is.
     pub(crate) fn localized(&self, value: &Value) -> Value {
         match (&self.workspace, value) {

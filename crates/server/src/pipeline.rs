@@ -7,16 +7,15 @@ mod tracker;
 use std::sync::Arc;
 
 use slipway_core::home::Home;
+use slipway_exec::LocalProcesses;
 use slipway_pipeline::driver::{self, Driver};
-use slipway_pipeline::launch::local::{LocalLauncher, Settings};
+use slipway_pipeline::launch::local::{ImageMapping, LocalLauncher, Settings};
 use slipway_pipeline::service::{Options, Service};
-use slipway_pipeline::tracker::Tracker;
-use slipway_store::Database;
-use slipway_track::Tracking;
+use slipway_store::{Database, Limits};
 
-use self::tracker::PipelineTracker;
-use crate::{Platform, ServerError};
+use crate::{Mint, Platform, ServerError};
 pub(crate) use runner::PipelineRunner;
+pub(crate) use tracker::PipelineTracker;
 
 /// Attempts of one run that are handed to the launcher at the same time. The launcher runs fewer at a time; the others wait in its queue.
 const MAX_PARALLEL_TASKS: usize = 256;
@@ -26,27 +25,39 @@ pub(crate) async fn open(database: Database, runner: PipelineRunner) -> Result<S
     Ok(Service::open(database, Arc::new(runner), Options::default()).await?)
 }
 
-/// What records runs in the tracking store of a server with one tenant.
-pub(crate) fn tracker(tracking: Tracking) -> Arc<dyn Tracker> {
-    Arc::new(PipelineTracker { tracking, isolated: false })
+/// What the server gives to every step on this machine.
+pub(crate) struct Steps {
+    /// Environment variables.
+    pub(crate) variables: Vec<(String, String)>,
+    /// Names of variables that steps have from this process in addition to the usual ones.
+    pub(crate) inherited: Vec<String>,
+    /// Images that need no container on this machine.
+    pub(crate) images: Vec<ImageMapping>,
+    /// Creates the token of an attempt.
+    pub(crate) mint: Mint,
+    /// Limits on artifacts that are copied from and to buckets.
+    pub(crate) limits: Limits,
+    /// The executor of runs, with which steps share the accelerators of the machine.
+    pub(crate) runs: LocalProcesses,
 }
 
-/// Starts the execution of runs as processes of this machine, and takes up those of an earlier server. `variables` are set for every step;
-/// `inherited` are the names of variables that steps have from this process in addition to the usual ones.
+/// Starts the execution of runs as processes of this machine, and takes up those of an earlier server.
 pub(crate) async fn execute_here(
     platform: &Platform,
     home: &Home,
-    variables: Vec<(String, String)>,
-    inherited: Vec<String>,
+    tracker: Arc<PipelineTracker>,
+    steps: Steps,
 ) -> Result<(), ServerError> {
     let program =
         std::env::current_exe().map_err(|source| ServerError::Home { path: home.root().to_owned(), source })?;
     let folders = Settings::new(&home.work().join("pipelines"), home.root().join("secrets"), program);
     let pipeline_root = folders.artifacts.display().to_string();
-    let launcher = LocalLauncher::new(Settings { variables, inherited, ..folders });
-    let tracker = tracker(platform.tracking.clone());
+    let Steps { variables, inherited, images, mint, limits, runs } = steps;
+    let settings = Settings { variables, inherited, images, mint: Some(mint), limits, runs: Some(runs), ..folders };
+    let launcher = LocalLauncher::new(settings);
     let settings = driver::Settings { pipeline_root, max_parallel_tasks: MAX_PARALLEL_TASKS };
     let driver = Driver::new(platform.database.clone(), Arc::new(launcher), tracker, settings);
+    driver.notify_at_ends(platform.pipelines.schedules_changed());
     driver.resume().await?;
     platform.pipeline_runner.set(driver);
     Ok(())

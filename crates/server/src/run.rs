@@ -14,6 +14,7 @@ use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
 use slipway_exec::local::{Capacity, NAMESPACE, Settings};
 use slipway_exec::{LocalProcesses, Mint};
+use slipway_pipeline::launch::local::ImageMapping;
 use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,6 +25,7 @@ use crate::auth::{Callers, RunTokens, Tokens, home_token};
 use crate::certificates::{CertificateSource, Certificates, server_names};
 use crate::data::LocalData;
 use crate::listen::{Limits, Port};
+use crate::pipeline::{PipelineTracker, Steps};
 use crate::tracker::RunTracker;
 use crate::{Kubernetes, Platform, ServerError, Stores, accelerators, api, pipeline};
 
@@ -61,6 +63,8 @@ pub struct Options {
     pub no_auth: bool,
     /// Names of environment variables that runs inherit in addition to the default ones.
     pub run_environment: Vec<String>,
+    /// Images of pipelines' steps that need no container on this machine.
+    pub pipeline_images: Vec<ImageMapping>,
     /// Maximum bytes of the cache for the data of runs; no limit if unset. Data in use is kept.
     pub data_cache_bytes: Option<u64>,
     /// Host names of this server in addition to `localhost`. Requests for other host names are rejected.
@@ -153,8 +157,9 @@ impl Server {
         } else {
             RunTokens::from_file(&options.home.root().join("run-tokens.key")).map_err(unusable)?
         };
-        let run_tokens =
-            run_tokens.isolated(options.cluster.is_some()).with_states(Arc::new(platform.tracking.clone()));
+        let is_cluster = options.cluster.is_some();
+        let pipeline_tracker = Arc::new(PipelineTracker::new(platform.tracking.clone(), is_cluster));
+        let run_tokens = run_tokens.isolated(is_cluster).with_states(Arc::<PipelineTracker>::clone(&pipeline_tracker));
         let namespace = options.cluster.as_ref().map_or_else(|| NAMESPACE.to_owned(), |c| c.namespace().to_owned());
         let callers = Callers {
             owner: owner.as_deref().map(Tokens::single),
@@ -172,24 +177,28 @@ impl Server {
                 Arc::new(RunTracker { tracking: platform.tracking.clone(), isolated: options.cluster.is_some() });
             let mint: Mint = Arc::new(move |request| run_tokens.mint(request));
             let variables = tracking_variables(&addresses, certificates.as_deref());
-            platform.set_executor(match &options.cluster {
+            match &options.cluster {
                 Some(cluster) => {
                     let routes = crate::controller::routes(Arc::<RunTracker>::clone(&tracker), Arc::clone(&mint));
                     controller_routes = routes;
-                    cluster.executor(tracker, mint)
+                    platform.set_executor(cluster.executor(tracker, mint));
                 }
-                None => Arc::new(open_local_executor(
-                    &platform,
-                    &options.home,
-                    variables.clone(),
-                    tracker,
-                    mint,
-                    options.run_environment.clone(),
-                    options.data_cache_bytes,
-                )?),
-            });
-            if options.cluster.is_none() {
-                pipeline::execute_here(&platform, &options.home, variables, options.run_environment.clone()).await?;
+                None => {
+                    let runs = open_local_executor(
+                        &platform,
+                        &options.home,
+                        variables.clone(),
+                        tracker,
+                        Arc::clone(&mint),
+                        options.run_environment.clone(),
+                        options.data_cache_bytes,
+                    )?;
+                    platform.set_executor(Arc::new(runs.clone()));
+                    let inherited = options.run_environment.clone();
+                    let (images, limits) = (options.pipeline_images.clone(), options.stores.uploads);
+                    let steps = Steps { variables, inherited, images, mint, limits, runs };
+                    pipeline::execute_here(&platform, &options.home, pipeline_tracker, steps).await?;
+                }
             }
         }
         let [control_routes, inference_routes, grpc_routes] = routes(&platform, &addresses, options.gateway_only);

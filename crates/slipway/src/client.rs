@@ -23,6 +23,8 @@ use crate::running_server::running_server;
 
 /// Maximum size of a response that is held in memory.
 const MAX_RESPONSE_BYTES: usize = 256 * 1024 * 1024;
+/// The usual type of a request's body.
+const JSON: &str = "application/json";
 /// Time limit of a request, including the response body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time limit for establishing a TCP connection.
@@ -138,11 +140,17 @@ impl Client {
     }
 
     /// Sends a request and returns the status and the body, which is not read yet.
-    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Body), ClientError> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Body), ClientError> {
         let base = self.base_url();
         let failed = |e: String| ClientError::Unreachable(base.to_owned(), e);
         let mut request = Request::builder().method(method).uri(format!("{base}{path}"));
-        request = request.header(header::CONTENT_TYPE, "application/json");
+        request = request.header(header::CONTENT_TYPE, content_type);
         if let Transport::Remote { token: Some(token), .. } = &self.transport {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
@@ -178,11 +186,12 @@ impl Client {
         &self,
         method: Method,
         path: &str,
+        content_type: &str,
         body: Vec<u8>,
     ) -> Result<(StatusCode, Vec<u8>), ClientError> {
         let failed = |e: String| ClientError::Unreachable(self.base_url().to_owned(), e);
         let call = async {
-            let (status, body) = self.send(method, path, body).await?;
+            let (status, body) = self.send(method, path, content_type, body).await?;
             let bytes = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(|e| failed(e.to_string()))?;
             Ok((status, bytes.to_bytes().to_vec()))
         };
@@ -195,7 +204,7 @@ impl Client {
     /// Sends a GET request without a time limit and passes the bytes of the response to `on_bytes` as they arrive, until it returns
     /// false.
     pub(crate) async fn follow(&self, path: &str, mut on_bytes: impl FnMut(&[u8]) -> bool) -> Result<(), ClientError> {
-        let (status, mut body) = self.send(Method::GET, path, Vec::new()).await?;
+        let (status, mut body) = self.send(Method::GET, path, JSON, Vec::new()).await?;
         if !status.is_success() {
             let bytes = Limited::new(body, MAX_RESPONSE_BYTES).collect().await;
             return Err(response_error(path, status, &bytes.map(|b| b.to_bytes()).unwrap_or_default()));
@@ -212,7 +221,17 @@ impl Client {
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
-        let (status, bytes) = self.send_and_read(method, path, body).await?;
+        self.call_with(method, path, JSON, body).await
+    }
+
+    async fn call_with<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<T, ClientError> {
+        let (status, bytes) = self.send_and_read(method, path, content_type, body).await?;
         if !status.is_success() {
             return Err(response_error(path, status, &bytes));
         }
@@ -236,6 +255,23 @@ impl Client {
     /// Sends a POST request with a text body and parses the JSON response.
     pub(crate) async fn post_text<T: DeserializeOwned>(&self, path: &str, body: String) -> Result<T, ClientError> {
         self.call(Method::POST, path, body.into_bytes()).await
+    }
+
+    /// Sends a form with one file (`multipart/form-data`) and parses the JSON response.
+    pub(crate) async fn post_file<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        field: &str,
+        file_name: &str,
+        content: &[u8],
+    ) -> Result<T, ClientError> {
+        let boundary = slipway_core::ids::hex32();
+        let head = format!(
+            "--{boundary}\r\nContent-Disposition: form-data; name=\"{field}\"; filename=\"{file_name}\"\r\n\r\n"
+        );
+        let body = [head.as_bytes(), content, format!("\r\n--{boundary}--\r\n").as_bytes()].concat();
+        let content_type = format!("multipart/form-data; boundary={boundary}");
+        self.call_with(Method::POST, path, &content_type, body).await
     }
 
     /// Sends a DELETE request.
@@ -325,6 +361,7 @@ mod tests {
                 token_file: None,
                 no_auth: false,
                 run_environment: Vec::new(),
+                pipeline_images: Vec::new(),
                 data_cache_bytes: None,
                 hosts: Vec::new(),
                 cors_origins: Vec::new(),

@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::Path;
 
-use super::Inner;
+use super::{Device, Inner};
 use crate::{ExecError, Manifest, TokenRequest, tracked_id};
 
 /// Maximum bytes of a secret's value. Linux limits one variable to 128 KiB.
@@ -117,6 +117,13 @@ pub fn inherited(
     additional: &[String],
 ) -> Vec<(OsString, OsString)> {
     variables.into_iter().filter(|(name, _)| is_inherited(name, additional)).collect()
+}
+
+/// The variables with which a program sees only these GPUs of a machine that has some, as in a pod.
+pub fn of_devices(devices: &[Device]) -> Vec<(String, String)> {
+    let uuids = devices.iter().map(|device| device.uuid.as_str()).collect::<Vec<_>>().join(",");
+    let visible = if uuids.is_empty() { "void".to_owned() } else { uuids.clone() };
+    vec![("NVIDIA_VISIBLE_DEVICES".into(), visible), ("CUDA_VISIBLE_DEVICES".into(), uuids)]
 }
 
 impl Inner {

@@ -9,6 +9,7 @@
 mod data;
 pub mod descriptors;
 pub mod environment;
+mod leases;
 pub mod log;
 mod reconcile;
 mod room;
@@ -33,6 +34,7 @@ use crate::{
     tracked_id,
 };
 
+pub use leases::Lease;
 pub use room::Capacity;
 pub use supervisor::supervise;
 
@@ -124,6 +126,7 @@ impl Drop for AbortOnDrop {
 struct Inner {
     settings: Settings,
     runs: Runs,
+    leases: leases::Leases,
     /// Wakes the reconciler.
     changed: Notify,
     /// When GPU usage was last read.
@@ -160,7 +163,13 @@ impl LocalProcesses {
                 source: std::io::Error::other(reason),
             })?;
         }
-        let inner = Arc::new(Inner { settings, runs, changed: Notify::new(), sampled: Mutex::new(Instant::now()) });
+        let inner = Arc::new(Inner {
+            settings,
+            runs,
+            leases: leases::Leases::default(),
+            changed: Notify::new(),
+            sampled: Mutex::new(Instant::now()),
+        });
         let reconciler = tokio::spawn(reconcile::run(Arc::clone(&inner)));
         Ok(Self { inner, _reconciler: Arc::new(AbortOnDrop(reconciler)) })
     }

@@ -57,6 +57,7 @@ async fn reconcile_all(this: &Arc<Inner>) -> Result<bool, ExecError> {
     if names.is_empty() {
         return Ok(false);
     }
+    let _allocation = this.leases.allocation.lock().await;
     // Subtract the demand of active attempts first, then give the rest to queued runs in the order of submission.
     let inner = Arc::clone(this);
     let (mut capacity, mut observed) = blocking(move || Ok(observe_active(&inner))).await?;
@@ -74,9 +75,15 @@ async fn reconcile_all(this: &Arc<Inner>) -> Result<bool, ExecError> {
     Ok(true)
 }
 
+/// The capacity that neither runs nor leases occupy. Blocks.
+pub(super) fn free_capacity(this: &Inner) -> Capacity {
+    observe_active(this).0
+}
+
 /// The free capacity, and the observation of each active attempt by the name of its run. Blocks.
 fn observe_active(this: &Inner) -> (Capacity, HashMap<String, Observation>) {
     let mut capacity = this.capacity();
+    capacity.subtract(0.0, 0.0, &this.leases.devices());
     let mut observed = HashMap::new();
     for (name, number) in this.runs.active() {
         let folder = this.runs.folder(&name).join(number.to_string());
@@ -218,11 +225,7 @@ fn start(
     let mut environment: Environment = environment::inherited(std::env::vars_os(), &this.settings.environment);
     let mut set = |(name, value): (String, String)| environment.push((name.into(), value.into()));
     if !this.settings.accelerators.devices().is_empty() {
-        // As in a pod, the program sees only the GPUs that it requested.
-        let uuids: Vec<&str> = gpus.iter().map(|d| d.uuid.as_str()).collect();
-        let visible = if uuids.is_empty() { "void".to_owned() } else { uuids.join(",") };
-        set(("NVIDIA_VISIBLE_DEVICES".into(), visible));
-        set(("CUDA_VISIBLE_DEVICES".into(), uuids.join(",")));
+        environment::of_devices(&gpus).into_iter().for_each(&mut set);
     }
     this.token(&TokenRequest::new(&run.manifest, number, limit, now_ms())).into_iter().for_each(&mut set);
     data::link(this, run, data)?.into_iter().for_each(&mut set);

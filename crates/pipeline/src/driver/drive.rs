@@ -9,7 +9,6 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use slipway_core::clock::now_ms;
 use tokio::sync::mpsc;
 
-use super::progress::{Import, LookUp};
 use super::tracking::Tracked;
 use super::{Effect, Event, Inner, Machine};
 use crate::launch::AttemptId;
@@ -106,16 +105,15 @@ impl Drive {
         let (inner, run) = (Arc::clone(&self.inner), Arc::clone(&self.run));
         let event: BoxFuture<'static, Event> = match effect {
             Effect::Launch(launch) => {
+                self.tracked.attempt_started(&launch);
                 let (path, attempt) = (launch.path.clone(), launch.attempt);
                 let ended = self.inner.launcher.execute(launch);
                 Box::pin(async move { Event::Ended { path, attempt, outcome: ended.await } })
             }
             Effect::LookUpCache { path, fingerprint, max_staleness } => {
-                Box::pin(async move { inner.look_up(&run, LookUp { path, fingerprint, max_staleness }).await })
+                Box::pin(async move { inner.look_up(&run, path, fingerprint, max_staleness).await })
             }
-            Effect::Import { path, request } => {
-                Box::pin(async move { inner.import(&run, Import { path, request }).await })
-            }
+            Effect::Import { path, request } => Box::pin(async move { inner.import(&run, path, request).await }),
             Effect::Stop { path, attempt } => {
                 let (namespace, run_id) = (run.namespace.clone(), run.run_id.clone());
                 tokio::spawn(inner.launcher.stop(AttemptId { namespace, run_id, path, attempt }));

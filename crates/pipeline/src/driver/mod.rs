@@ -14,7 +14,7 @@ mod progress;
 mod tracking;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use slipway_core::clock::now_ms;
 use slipway_exec::LogStream;
 use slipway_store::Database;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::Error;
 use crate::engine::{Effect, Event, Limits, Machine, Plan, TaskRecord};
@@ -57,6 +57,8 @@ struct Inner {
     settings: Settings,
     /// The runs that are being carried out, by id.
     active: Mutex<HashMap<String, mpsc::UnboundedSender<Command>>>,
+    /// Wakes the scheduler of recurring runs, which may wait for the end of a run.
+    schedules: OnceLock<Arc<Notify>>,
 }
 
 impl std::fmt::Debug for Driver {
@@ -77,7 +79,14 @@ enum Reason {
 impl Driver {
     /// A driver without runs.
     pub fn new(database: Database, launcher: Arc<dyn Launcher>, tracker: Arc<dyn Tracker>, settings: Settings) -> Self {
-        Self { inner: Arc::new(Inner { database, launcher, tracker, settings, active: Mutex::default() }) }
+        let (active, schedules) = (Mutex::default(), OnceLock::new());
+        Self { inner: Arc::new(Inner { database, launcher, tracker, settings, active, schedules }) }
+    }
+
+    /// Notifies the scheduler of recurring runs of each end of a run.
+    pub fn notify_at_ends(&self, scheduler: Arc<Notify>) {
+        // Called once, before the first run is taken up, so the result can be ignored.
+        let _ = self.inner.schedules.set(scheduler);
     }
 
     /// Takes up all runs that have not ended: those of an earlier server.
@@ -108,6 +117,9 @@ impl Driver {
                 inner.fail(&run_id, error.to_string()).await;
             }
             inner.active.lock().remove(&run_id);
+            if let Some(schedules) = inner.schedules.get() {
+                schedules.notify_one();
+            }
         });
     }
 
@@ -129,9 +141,12 @@ async fn carry_out(
         let experiment = repo::experiments::find(c, &context.run.experiment_id).map(|found| found.name);
         Ok::<_, Error>((context, experiment.unwrap_or_default(), repo::tasks::records(c, &id)?))
     });
-    let (RunContext { run, info, document }, experiment, records) = loaded.await?;
+    let (RunContext { run, mut info, document }, experiment, records) = loaded.await?;
     if run.state.is_final() {
         return Ok(());
+    }
+    if run.config.pipeline_root.is_empty() && !inner.launcher.reaches(&info.pipeline_root) {
+        info.pipeline_root.clone_from(&inner.settings.pipeline_root);
     }
     let plan = Arc::new(Plan::new(Arc::new(document))?);
     let limits = Limits { max_parallel_tasks: inner.settings.max_parallel_tasks, ..Limits::default() };
@@ -229,11 +244,7 @@ impl Runner for Driver {
         })
     }
 
-    fn read_artifact(
-        &self,
-        _namespace: String,
-        artifact: Artifact,
-    ) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+    fn read_artifact(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
         self.inner.launcher.read(artifact)
     }
 }

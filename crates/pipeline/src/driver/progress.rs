@@ -19,19 +19,6 @@ use crate::repo::tasks::TaskRow;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// A request to the cache.
-pub(super) struct LookUp {
-    pub(super) path: TaskPath,
-    pub(super) fingerprint: String,
-    pub(super) max_staleness: Option<Duration>,
-}
-
-/// An import of a task.
-pub(super) struct Import {
-    pub(super) path: TaskPath,
-    pub(super) request: ImportRequest,
-}
-
 /// Artifacts of a task by the name of their output.
 type NewArtifacts = Vec<(TaskPath, String, Vec<Artifact>)>;
 
@@ -122,7 +109,13 @@ impl Inner {
     }
 
     /// Looks for an earlier execution with the same fingerprint. A cache that cannot be read is a miss.
-    pub(super) async fn look_up(&self, run: &RunInfo, LookUp { path, fingerprint, max_staleness }: LookUp) -> Event {
+    pub(super) async fn look_up(
+        &self,
+        run: &RunInfo,
+        path: TaskPath,
+        fingerprint: String,
+        max_staleness: Option<Duration>,
+    ) -> Event {
         let (namespace, pipeline) = (run.namespace.clone(), run.pipeline_name.clone());
         let age = max_staleness.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
         let since = age.map_or(0, |age| now_ms().saturating_sub(age));
@@ -141,7 +134,7 @@ impl Inner {
     }
 
     /// Imports an artifact: the one of this pipeline with the same type, URI and metadata, unless a new one is requested.
-    pub(super) async fn import(&self, run: &Arc<RunInfo>, Import { path, request }: Import) -> Event {
+    pub(super) async fn import(&self, run: &Arc<RunInfo>, path: TaskPath, request: ImportRequest) -> Event {
         let artifact = Artifact {
             schema_title: request.schema_title,
             schema_version: request.schema_version,

@@ -7,7 +7,8 @@ use tokio::sync::mpsc;
 
 use super::{Inner, TaskRecord};
 use crate::entity::Run;
-use crate::model::{RunInfo, RunState};
+use crate::model::{Launch, RunInfo, RunState};
+use crate::tracker::Tracker;
 
 enum News {
     TaskEnded(Box<TaskRecord>),
@@ -15,24 +16,35 @@ enum News {
 }
 
 /// Passes on what happens in a run.
-pub(super) struct Tracked(mpsc::UnboundedSender<News>);
+pub(super) struct Tracked {
+    news: mpsc::UnboundedSender<News>,
+    tracker: Arc<dyn Tracker>,
+    experiment: Arc<str>,
+}
 
 impl Tracked {
+    /// Passes on that an attempt is handed to the launcher; at once, because its program may use its tracked run immediately.
+    pub(super) fn attempt_started(&self, launch: &Launch) {
+        self.tracker.attempt_started(&self.experiment, launch);
+    }
+
     /// Passes on the end of a task.
     pub(super) fn task_ended(&self, record: &TaskRecord) {
         // The receiver ends after the sender, so the result can be ignored.
-        let _ = self.0.send(News::TaskEnded(Box::new(record.clone())));
+        let _ = self.news.send(News::TaskEnded(Box::new(record.clone())));
     }
 
     /// Passes on the end of the run.
     pub(super) fn run_ended(&self, state: RunState) {
-        let _ = self.0.send(News::RunEnded(state));
+        let _ = self.news.send(News::RunEnded(state));
     }
 }
 
 /// Begins to track a run.
 pub(super) fn begin(inner: &Arc<Inner>, run: &Run, info: Arc<RunInfo>, experiment: String) -> Tracked {
     let (sender, mut news) = mpsc::unbounded_channel();
+    let experiment: Arc<str> = experiment.into();
+    let tracked = Tracked { news: sender, tracker: Arc::clone(&inner.tracker), experiment: Arc::clone(&experiment) };
     let tracker = Arc::clone(&inner.tracker);
     let parameters: Vec<(String, Value)> = run.config.parameters.clone().into_iter().collect();
     tokio::spawn(async move {
@@ -44,5 +56,5 @@ pub(super) fn begin(inner: &Arc<Inner>, run: &Run, info: Arc<RunInfo>, experimen
             }
         }
     });
-    Tracked(sender)
+    tracked
 }

@@ -46,6 +46,11 @@ pub trait Launcher: std::fmt::Debug + Send + Sync {
     fn stop(&self, attempt: AttemptId) -> BoxFuture<'static, ()>;
     /// What the attempt wrote to standard output and standard error, until its end if `follow`.
     fn log(&self, attempt: AttemptId, follow: bool) -> BoxFuture<'static, Result<LogStream, Error>>;
+    /// Whether artifacts can be kept below a root that the author of a pipeline chose, who may not know this installation. Otherwise they are
+    /// kept below the root of the server.
+    fn reaches(&self, _root: &str) -> bool {
+        true
+    }
     /// Whether the content of all artifacts among the outputs is still there, so that another task can use it.
     fn has(&self, outputs: Outputs) -> BoxFuture<'static, bool>;
     /// The content of an artifact that a task of this launcher made. [`Error::NotFound`] if it has none, as one that is a folder.

@@ -118,6 +118,19 @@ fn integer(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Splits the time zone from an expression such as `TZ=Europe/Berlin 0 0 9 * * *`; later versions of the Go library write `CRON_TZ=`.
+///
+/// # Errors
+/// The time zone is unknown.
+pub(super) fn split_zone(text: &str) -> Result<(Option<TimeZone>, &str), String> {
+    let Some(rest) = ["TZ=", "CRON_TZ="].iter().find_map(|prefix| text.strip_prefix(prefix)) else {
+        return Ok((None, text));
+    };
+    let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+    let zone = TimeZone::get(name).map_err(|_| format!("Provided bad location {name}: unknown time zone {name}"))?;
+    Ok((Some(zone), rest.trim_start()))
+}
+
 impl Cron {
     /// Parses an expression, or a descriptor such as `@daily` or `@every 1h30m`.
     ///

@@ -11,6 +11,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 pub use cron::Cron;
+use cron::split_zone;
 
 /// What makes slots.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -57,7 +58,7 @@ impl Schedule {
     /// The reason, in the words of Kubeflow's API.
     pub fn check(&self) -> Result<(), String> {
         match &self.trigger {
-            Trigger::Cron(text) => Cron::parse(text).map(drop).map_err(|reason| {
+            Trigger::Cron(text) => split_zone(text).and_then(|(_, text)| Cron::parse(text)).map(drop).map_err(|reason| {
                 format!(
                     "Schedule cron is not a supported format(https://godoc.org/github.com/robfig/cron). Error: {reason}"
                 )
@@ -79,7 +80,8 @@ impl Schedule {
             Trigger::Cron(text) => {
                 let from = self.start.map_or(base, |start| start.max(base));
                 // `check` refused schedules that cannot be parsed.
-                Cron::parse(text).ok()?.next(from, zone)?
+                let (own_zone, text) = split_zone(text).ok()?;
+                Cron::parse(text).ok()?.next(from, own_zone.as_ref().unwrap_or(zone))?
             }
         };
         self.end.is_none_or(|end| next <= end).then_some(next)

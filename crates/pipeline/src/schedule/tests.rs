@@ -78,6 +78,21 @@ fn slots_follow_the_time_zone_through_summer_time() {
     assert_eq!(next("0 30 2 * * *", "2026-10-25T00:30:00Z", &zone).unwrap(), "2026-10-25T01:30:00Z");
 }
 
+#[test]
+fn an_expression_can_have_its_own_time_zone() {
+    let schedule = |cron: &str| Schedule {
+        trigger: Trigger::Cron(cron.into()),
+        created: at("2026-07-01T00:00:00Z"),
+        ..Schedule::default()
+    };
+    for prefix in ["TZ", "CRON_TZ"] {
+        let berlin = schedule(&format!("{prefix}=Europe/Berlin 0 0 9 * * *"));
+        berlin.check().unwrap();
+        assert_eq!(berlin.next(None, &TimeZone::UTC), Some(at("2026-07-01T07:00:00Z")));
+    }
+    assert!(schedule("TZ=Nowhere/None 0 0 9 * * *").check().unwrap_err().contains("unknown time zone"));
+}
+
 fn every(seconds: i64, catch_up: bool) -> Schedule {
     Schedule { trigger: Trigger::Every(seconds), catch_up, created: 1000, ..Schedule::default() }
 }

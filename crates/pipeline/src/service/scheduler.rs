@@ -3,9 +3,11 @@
 //! Invariant: a slot gives at most one run, however many servers see it, because the run's id follows from the slot, and because the run
 //! and the schedule's progress are written in one transaction.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use slipway_core::clock::now_ms;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::runs::insert;
@@ -40,8 +42,13 @@ impl Service {
         })
     }
 
-    /// Lets the scheduler look again at once: a recurring run was changed, or one of its runs finished.
-    pub fn wake_scheduler(&self) {
+    /// What lets the scheduler look again at once: to be notified when a run finished.
+    pub fn schedules_changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.schedules_changed)
+    }
+
+    /// Lets the scheduler look again at once, because a recurring run was changed.
+    pub(super) fn wake_scheduler(&self) {
         self.schedules_changed.notify_one();
     }
 

@@ -79,13 +79,9 @@ impl Runner for PipelineRunner {
         }
     }
 
-    fn read_artifact(
-        &self,
-        namespace: String,
-        artifact: Artifact,
-    ) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+    fn read_artifact(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
         match self.get() {
-            Ok(driver) => driver.read_artifact(namespace, artifact),
+            Ok(driver) => driver.read_artifact(artifact),
             Err(error) => futures_util::future::ready(Err(error)).boxed(),
         }
     }

@@ -1,16 +1,22 @@
 //! Pipelines in the tracking store: a run of a pipeline is a tracked run, with one child for each task that executed something.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use serde_json::Value;
 use slipway_core::clock::now_ms;
 use slipway_pipeline::engine::{TaskKind, TaskRecord};
-use slipway_pipeline::model::{Artifact, RunInfo, RunState, TaskState};
-use slipway_pipeline::tracker::Tracker;
+use slipway_pipeline::model::{Artifact, Launch, RunInfo, RunState, TaskPath, TaskState};
+use slipway_pipeline::tracker::{Tracker, tracked_id};
 use slipway_pipeline::value;
 use slipway_track::model::{Dataset, DatasetInput, KeyValue};
 use slipway_track::service::metrics::NewMetric;
 use slipway_track::service::{NAMESPACE_TAG, NewRun};
 use slipway_track::{Error, ErrorCode, Tracking};
+
+use crate::auth::RunStates;
 
 /// The tag with the id of a run of a pipeline.
 const RUN_TAG: &str = "slipway.pipeline.run";
@@ -29,24 +35,28 @@ const MAX_PARAMETER_CHARS: usize = 250;
 const MAX_DATASET_NAME_CHARS: usize = 500;
 const MAX_DIGEST_CHARS: usize = 36;
 
-/// A [`Tracker`] on top of [`Tracking`].
+/// A [`Tracker`] on top of [`Tracking`]. It also decides which tokens of steps are valid: those of the attempts that execute.
 pub(crate) struct PipelineTracker {
-    pub(crate) tracking: Tracking,
+    tracking: Tracking,
     /// Whether namespaces are tenants, so that runs and experiments are tagged with their namespace.
-    pub(crate) isolated: bool,
+    isolated: bool,
+    /// The attempts that execute, by the id of their tracked run.
+    active: Mutex<HashMap<String, Active>>,
+}
+
+/// An attempt that executes.
+#[derive(Clone)]
+struct Active {
+    run: Arc<RunInfo>,
+    experiment: Arc<str>,
+    path: TaskPath,
+    attempt: u32,
+    started_at: i64,
 }
 
 impl std::fmt::Debug for PipelineTracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PipelineTracker").field("isolated", &self.isolated).finish_non_exhaustive()
-    }
-}
-
-/// The id of the tracked run of a pipeline run, and of its task: a function of their own ids, so that recording them again has no effect.
-fn tracked_id(run: &RunInfo, task: Option<&TaskRecord>) -> String {
-    match task {
-        None => slipway_exec::tracked_id(&run.run_id),
-        Some(task) => slipway_core::ids::derived(&[&run.run_id, &task.path.0]),
     }
 }
 
@@ -100,6 +110,10 @@ fn dataset(name: &str, artifact: &Artifact) -> DatasetInput {
 }
 
 impl PipelineTracker {
+    pub(crate) fn new(tracking: Tracking, isolated: bool) -> Self {
+        Self { tracking, isolated, active: Mutex::default() }
+    }
+
     async fn experiment_id(&self, name: &str) -> Result<String, Error> {
         if let Ok(found) = self.tracking.experiment_by_name(name) {
             return Ok(found.experiment_id);
@@ -141,7 +155,7 @@ impl PipelineTracker {
     }
 
     async fn start(&self, run: &RunInfo, experiment: &str, values: &[(String, Value)]) -> Result<(), Error> {
-        let id = tracked_id(run, None);
+        let id = tracked_id(&run.run_id, None);
         let tags = vec![tag(RUN_TAG, &run.run_id), tag("slipway.pipeline", &run.pipeline_name)];
         if self.create(id.clone(), run, experiment, &run.display_name, run.created_at, tags).await? {
             let parameters = parameters(values.iter().map(|(name, value)| (name, value)));
@@ -150,27 +164,42 @@ impl PipelineTracker {
         Ok(())
     }
 
+    /// Creates the tracked run of a task; does nothing if it exists.
+    async fn create_task(
+        &self,
+        run: &RunInfo,
+        experiment: &str,
+        path: &TaskPath,
+        start_time: i64,
+    ) -> Result<bool, Error> {
+        let parent = tracked_id(&run.run_id, None);
+        let tags = vec![tag(PARENT_TAG, parent), tag(RUN_TAG, &run.run_id), tag(TASK_TAG, &path.0)];
+        self.create(tracked_id(&run.run_id, Some(path)), run, experiment, &path.0, start_time, tags).await
+    }
+
     async fn end_task(&self, run: &RunInfo, experiment: &str, task: &TaskRecord) -> Result<(), Error> {
         let executes = matches!(task.kind, TaskKind::Container | TaskKind::Importer);
         if !executes || task.state == TaskState::Skipped {
             return Ok(());
         }
-        let id = tracked_id(run, Some(task));
+        let id = tracked_id(&run.run_id, Some(&task.path));
+        self.active.lock().remove(&id);
         let end = task.finished_at.unwrap_or_else(now_ms);
         let start = task.started_at.unwrap_or(end);
-        let mut tags =
-            vec![tag(PARENT_TAG, tracked_id(run, None)), tag(RUN_TAG, &run.run_id), tag(TASK_TAG, &task.path.0)];
+        let mut values = parameters(task.inputs.parameters.iter());
+        if !self.create_task(run, experiment, &task.path, start).await? {
+            // What the program has logged itself stays as it is.
+            let logged = self.tracking.run(&id)?.data.params;
+            values.retain(|value| !logged.iter().any(|known| known.key == value.key));
+        }
+        let mut tags = Vec::new();
         for (name, artifacts) in &task.outputs.artifacts {
             for artifact in artifacts {
                 tags.push(tag(format!("{ARTIFACT_TAG}{name}"), &artifact.uri));
             }
         }
         tags.dedup_by(|left, right| left.key == right.key);
-        if !self.create(id.clone(), run, experiment, &task.path.0, start, tags).await? {
-            return Ok(());
-        }
-        let values = parameters(task.inputs.parameters.iter());
-        self.tracking.log_batch(id.clone(), metrics(task, end), values, Vec::new()).await?;
+        self.tracking.log_batch(id.clone(), metrics(task, end), values, tags).await?;
         let inputs = task.inputs.artifacts.iter().flat_map(|(name, all)| all.iter().map(move |one| (name, one)));
         let datasets: Vec<DatasetInput> = inputs
             .filter(|(_, artifact)| artifact.schema_title == DATASET_TYPE)
@@ -194,7 +223,7 @@ impl PipelineTracker {
             RunState::Canceled => ("KILLED", Some(now_ms())),
             RunState::Pending | RunState::Running | RunState::Canceling | RunState::Paused => ("RUNNING", None),
         };
-        self.tracking.update_run(tracked_id(run, None), Some(status.into()), end, None).await.map(drop)
+        self.tracking.update_run(tracked_id(&run.run_id, None), Some(status.into()), end, None).await.map(drop)
     }
 }
 
@@ -215,11 +244,35 @@ impl Tracker for PipelineTracker {
         Box::pin(async move { logged(run, self.start(run, experiment, parameters).await) })
     }
 
+    fn attempt_started(&self, experiment: &Arc<str>, launch: &Launch) {
+        let active = Active {
+            run: Arc::clone(&launch.run),
+            experiment: Arc::clone(experiment),
+            path: launch.path.clone(),
+            attempt: launch.attempt,
+            started_at: now_ms(),
+        };
+        self.active.lock().insert(tracked_id(&launch.run.run_id, Some(&launch.path)), active);
+    }
+
     fn task_ended<'a>(&'a self, run: &'a RunInfo, experiment: &'a str, task: &'a TaskRecord) -> BoxFuture<'a, ()> {
         Box::pin(async move { logged(run, self.end_task(run, experiment, task).await) })
     }
 
     fn run_changed<'a>(&'a self, run: &'a RunInfo, state: RunState) -> BoxFuture<'a, ()> {
         Box::pin(async move { logged(run, self.change(run, state).await) })
+    }
+}
+
+impl RunStates for PipelineTracker {
+    /// The attempt that executes. Its tracked run is created here, when the program first uses its token, because most programs never do.
+    fn current_attempt<'a>(&'a self, run_id: &'a str) -> BoxFuture<'a, Result<Option<u32>, String>> {
+        let active = self.active.lock().get(run_id).cloned();
+        let Some(active) = active else { return RunStates::current_attempt(&self.tracking, run_id) };
+        Box::pin(async move {
+            let Active { run, experiment, path, attempt, started_at } = active;
+            let created = self.create_task(&run, &experiment, &path, started_at).await;
+            created.map(|_| Some(attempt)).map_err(|error| error.to_string())
+        })
     }
 }

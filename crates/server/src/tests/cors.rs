@@ -21,6 +21,7 @@ fn options(home: &Home, cors_origins: &[&str]) -> Options {
         token_file: None,
         no_auth: true,
         run_environment: Vec::new(),
+        pipeline_images: Vec::new(),
         data_cache_bytes: None,
         hosts: Vec::new(),
         cors_origins: cors_origins.iter().map(|origin| (*origin).to_owned()).collect(),

@@ -371,7 +371,7 @@ impl Launcher for FullLauncher {
 /// Runs a pipeline of one step to its end, and returns the id of the run.
 async fn run_pipeline(server: &TestServer) -> String {
     let platform = &server.platform;
-    let tracker = crate::pipeline::tracker(platform.tracking.clone());
+    let tracker = Arc::new(crate::pipeline::PipelineTracker::new(platform.tracking.clone(), false));
     let settings = Settings { pipeline_root: "/artifacts".into(), max_parallel_tasks: 1 };
     platform.pipeline_runner.set(Driver::new(platform.database.clone(), Arc::new(FullLauncher), tracker, settings));
     let outputs = json!({"parameters": {"Output": {"parameterType": "STRING"}},

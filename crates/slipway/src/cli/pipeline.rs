@@ -8,9 +8,9 @@ use clap::{Args, Subcommand};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Pipeline {
     /// Check compiled pipelines: every fault with its line
-    #[command(after_help = "Example:\n  slipway pipeline validate train.yaml")]
+    #[command(after_help = "Example:\n  slipway pipeline validate train.yaml\n  slipway pipeline validate train.py")]
     Validate {
-        /// Compiled pipelines (IR YAML or JSON)
+        /// Compiled pipelines (IR YAML or JSON), or Python files, which `kfp` compiles
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
@@ -19,6 +19,22 @@ pub(crate) enum Pipeline {
         after_help = "Example:\n  slipway pipeline submit train.yaml -p epochs=3 -p 'rates=[0.1, 0.01]' --wait\n  slipway pipeline submit train.py"
     )]
     Submit(Box<Submit>),
+    /// Upload a compiled pipeline, or a version of one that exists
+    #[command(
+        after_help = "Example:\n  slipway pipeline upload train.yaml\n  slipway pipeline upload train.py --name train --version v2"
+    )]
+    Upload(Upload),
+    /// Manage recurring runs
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway pipeline schedule apply nightly.yaml\n  slipway pipeline schedule ls"
+    )]
+    Schedule(Schedule),
+    /// Print a pipeline as plain manifests for Kubernetes: Jobs in stages, and a volume for their artifacts
+    #[command(
+        after_help = "Example:\n  slipway pipeline export train.yaml -p epochs=3 > train-jobs.yaml\n  kubectl apply -l slipway.dev/stage=1 -f train-jobs.yaml"
+    )]
+    Export(Export),
     /// List runs of pipelines, the newest first
     #[command(after_help = "Example:\n  slipway pipeline ls\n  slipway pipeline ls --namespace team-a")]
     Ls {
@@ -112,4 +128,78 @@ pub(crate) struct Submit {
     pub(crate) wait: bool,
     #[command(flatten)]
     pub(crate) namespace: Namespace,
+}
+
+/// Options of `pipeline upload`.
+#[derive(Debug, Args)]
+pub(crate) struct Upload {
+    /// Compiled pipeline (IR YAML or JSON), or a Python file with one, which `kfp` compiles
+    pub(crate) file: PathBuf,
+    /// Name of the pipeline; its own name if omitted
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Name of the version; the pipeline's name, for later versions with the time, if omitted
+    #[arg(long)]
+    pub(crate) version: Option<String>,
+    #[command(flatten)]
+    pub(crate) namespace: Namespace,
+}
+
+/// Options of `pipeline export`.
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// Compiled pipeline (IR YAML or JSON), or a Python file with one, which `kfp` compiles
+    pub(crate) file: PathBuf,
+    /// Parameter as NAME=VALUE; the value is JSON, or text if it is not
+    #[arg(short, long = "param", value_name = "NAME=VALUE")]
+    pub(crate) parameters: Vec<String>,
+    /// Size of the volume for artifacts
+    #[arg(long, default_value = "10Gi")]
+    pub(crate) storage: String,
+}
+
+/// Verbs of `pipeline schedule`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schedule {
+    /// List recurring runs
+    #[command(after_help = "Example:\n  slipway pipeline schedule ls")]
+    Ls {
+        #[command(flatten)]
+        namespace: Namespace,
+    },
+    /// Create recurring runs as files describe them, or replace those with the same names
+    #[command(
+        after_help = "Example:\n  slipway pipeline schedule apply nightly.yaml\n\nThe file:\n  name: nightly\n  pipeline: {file: train.yaml}      # or {name: train, version: v2}, which was uploaded\n  cron: 0 0 3 * * *                 # with seconds; or intervalSeconds: 3600\n  timeZone: Europe/Berlin           # UTC if omitted\n  start: 2026-01-01T00:00:00Z       # optional, as are end and description\n  catchUp: false                    # default: true\n  maxConcurrency: 1\n  enabled: true\n  experiment: Default\n  parameters: {epochs: 3}"
+    )]
+    Apply {
+        /// Files with a recurring run each
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        namespace: Namespace,
+    },
+    /// Start no more runs of a recurring run
+    #[command(after_help = "Example:\n  slipway pipeline schedule pause nightly")]
+    Pause {
+        /// Name or id
+        name: String,
+        #[command(flatten)]
+        namespace: Namespace,
+    },
+    /// Start runs of a recurring run again
+    #[command(after_help = "Example:\n  slipway pipeline schedule resume nightly")]
+    Resume {
+        /// Name or id
+        name: String,
+        #[command(flatten)]
+        namespace: Namespace,
+    },
+    /// Delete a recurring run; the runs that it started are kept
+    #[command(after_help = "Example:\n  slipway pipeline schedule delete nightly")]
+    Delete {
+        /// Name or id
+        name: String,
+        #[command(flatten)]
+        namespace: Namespace,
+    },
 }

@@ -1,5 +1,8 @@
 //! `slipway pipeline`: runs of Kubeflow's pipelines.
 
+mod package;
+mod schedule;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +30,9 @@ pub(super) async fn run(context: &Context, verb: Pipeline) -> Result<(), Failure
     match verb {
         Pipeline::Validate { files } => validate(&files),
         Pipeline::Submit(options) => submit(context, *options).await,
+        Pipeline::Upload(options) => package::upload(context, options).await,
+        Pipeline::Schedule(verb) => schedule::run(context, verb).await,
+        Pipeline::Export(options) => package::export(&options),
         Pipeline::Ls { namespace, limit } => list(context, &namespace.namespace, limit).await,
         Pipeline::Show { run } => show(context, &run).await,
         Pipeline::Logs { run, task, follow } => logs(context, &run, &task, follow).await,

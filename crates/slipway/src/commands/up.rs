@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
 use slipway_core::home::Home;
 use slipway_core::units;
+use slipway_pipeline::launch::local::ImageMapping;
 use slipway_server::auth::read_home_token;
 use slipway_server::{CertificateSource, Limits, Options, Server};
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,6 +64,15 @@ fn limits(context: &Context) -> Result<Limits, Failure> {
     Ok(limits)
 }
 
+/// The configured images of pipelines' steps that need no container.
+fn images(context: &Context) -> Result<Vec<ImageMapping>, Failure> {
+    let mapping = |text: String| {
+        let invalid = |reason| Failure::with_code(format!("pipeline-images: {reason}"), "config.invalid", 2);
+        text.parse().map_err(invalid)
+    };
+    list(context, "pipeline-images").into_iter().map(mapping).collect()
+}
+
 pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> Result<(), Failure> {
     // Raise the limit first, because the default number of connections per port depends on it.
     slipway_exec::local::descriptors::raise_limit();
@@ -76,6 +86,7 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
         token_file: context.config.get("token-file").map(Into::into),
         no_auth,
         run_environment: list(context, "run-environment"),
+        pipeline_images: images(context)?,
         data_cache_bytes: crate::client::bytes_setting(&context.config, "data-cache-bytes")?,
         hosts: list(context, "hosts"),
         cors_origins: list(context, "cors-origin"),

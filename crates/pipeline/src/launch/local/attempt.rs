@@ -5,12 +5,14 @@
 //! RUN/TASK/1/launch.json               where the inputs and outputs of the attempt are
 //! RUN/TASK/1/{lock,started,stop,process.json,end.json,log}   the supervisor's (slipway_exec::local::supervisor)
 //! RUN/TASK/1/{work,tmp,packages,outputs,volumes,program}     folders of the program
+//! RUN/TASK/1/{inputs,delivered}        copies of inputs in buckets, and outputs that are delivered to one
 //! ```
 
 use std::path::{Path, PathBuf};
 
 use slipway_core::hex;
 
+use super::buckets;
 use crate::launch::AttemptId;
 use crate::model::{Artifact, Launch};
 use crate::placeholder::{Paths, Place};
@@ -88,20 +90,34 @@ impl Attempt {
     fn new_paths(&self, launch: &Launch, artifacts: &Path) -> Result<Paths, String> {
         let text = |path: PathBuf| path.to_str().map(str::to_owned).ok_or("the folder of pipelines is not UTF-8");
         let run = &launch.run;
-        let task = artifacts.join(file_name(&run.pipeline_name)).join(file_name(&run.run_id));
-        let outputs = task.join(file_name(&launch.path.0)).join(uuid::Uuid::new_v4().to_string());
-        let mut paths = Paths { executor_output: text(outputs.join("executor_output.json"))?, ..Paths::default() };
+        let below_root = [
+            file_name(&run.pipeline_name),
+            file_name(&run.run_id),
+            file_name(&launch.path.0),
+            uuid::Uuid::new_v4().to_string(),
+        ]
+        .join("/");
+        let remote = buckets::is_bucket(&run.pipeline_root)
+            .then(|| format!("{}/{below_root}", run.pipeline_root.trim_end_matches('/')));
+        let outputs = if remote.is_some() { self.path("delivered") } else { artifacts.join(&below_root) };
+        let description = if remote.is_some() { &self.folder } else { &outputs };
+        let mut paths = Paths { executor_output: text(description.join("executor_output.json"))?, ..Paths::default() };
         if let Some(run) = self.folder.ancestors().nth(2) {
             paths.workspace = Some(text(run.join("workspace"))?);
         }
         for (name, list) in &launch.inputs.artifacts {
-            let places = list.iter().map(|artifact| input_place(name, artifact)).collect::<Result<_, _>>()?;
+            let place = |(at, artifact): (usize, &Artifact)| {
+                let copy = self.path("inputs").join(file_name(name)).join(at.to_string());
+                input_place(name, artifact, &copy)
+            };
+            let places = list.iter().enumerate().map(place).collect::<Result<_, _>>()?;
             paths.input_artifacts.insert(name.clone(), places);
         }
         let declared = launch.component.output_definitions.as_ref();
         for name in declared.iter().flat_map(|outputs| outputs.artifacts.keys()) {
             let path = text(outputs.join(file_name(name)))?;
-            paths.output_artifacts.insert(name.clone(), Place { path: path.clone(), uri: path });
+            let uri = remote.as_ref().map_or_else(|| path.clone(), |root| format!("{root}/{}", file_name(name)));
+            paths.output_artifacts.insert(name.clone(), Place { path, uri });
         }
         for name in declared.iter().flat_map(|outputs| outputs.parameters.keys()) {
             paths.output_parameters.insert(name.clone(), text(self.path("outputs").join(file_name(name)))?);
@@ -110,16 +126,22 @@ impl Attempt {
     }
 }
 
-/// The place of an input artifact, which is used where it is.
-fn input_place(name: &str, artifact: &Artifact) -> Result<Place, String> {
-    let path = local_path(&artifact.uri).ok_or_else(|| {
-        format!(
-            "the input artifact '{name}' is at {}, which a step on one machine cannot read; download it in a step and pass that \
-             step's output",
+/// The place of an input artifact: where it is, or a copy in the folder `copy` with the same name, if it is not on this machine.
+fn input_place(name: &str, artifact: &Artifact, copy: &Path) -> Result<Place, String> {
+    if let Some(path) = local_path(&artifact.uri) {
+        return Ok(Place { path: path.to_owned(), uri: path.to_owned() });
+    }
+    if !buckets::is_remote(&artifact.uri) {
+        return Err(format!(
+            "the input artifact '{name}' is at {}, which a step on one machine cannot read; it reads files, s3://, minio://, gs://, az:// \
+             and https://",
             artifact.uri
-        )
-    })?;
-    Ok(Place { path: path.to_owned(), uri: path.to_owned() })
+        ));
+    }
+    let end = artifact.uri.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/').rsplit('/').next();
+    let path = copy.join(file_name(end.unwrap_or_default()));
+    let path = path.to_str().ok_or("the folder of pipelines is not UTF-8")?.to_owned();
+    Ok(Place { path, uri: artifact.uri.clone() })
 }
 
 /// The path that a URI of an artifact on this machine is.

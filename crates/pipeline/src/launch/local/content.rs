@@ -22,17 +22,14 @@ const PIECE_BYTES: usize = 1 << 16;
 /// Computes the digest of a file or folder, and makes its files read-only, because they are the inputs of other tasks. `None` if it does
 /// not exist, is larger than `limit` bytes, or cannot be read. The digest of a folder is over the paths, sizes and contents of its files.
 pub(super) fn seal(path: &Path, limit: u64) -> Option<String> {
-    let mut files = Vec::new();
+    let files = files(path)?;
     let is_folder = path.is_dir();
-    collect(path, &mut files)?;
-    files.sort();
     let mut digest = Context::new(&SHA256);
     let mut total = 0;
     for file in &files {
         let mut opened = File::open(file).ok()?;
         let metadata = opened.metadata().ok()?;
-        // Best effort: a file of another user is protected from this one already.
-        let _ = opened.set_permissions(PermissionsExt::from_mode(metadata.permissions().mode() & !0o222));
+        make_read_only(&opened, &metadata);
         total += metadata.len();
         if total > limit {
             return None;
@@ -51,6 +48,28 @@ pub(super) fn seal(path: &Path, limit: u64) -> Option<String> {
         }
     }
     Some(format!("sha256:{}", hex::encode(digest.finish().as_ref())))
+}
+
+/// Makes the files of a file or folder read-only.
+pub(super) fn protect(path: &Path) {
+    for file in files(path).unwrap_or_default() {
+        if let Ok((opened, metadata)) = File::open(file).and_then(|file| file.metadata().map(|found| (file, found))) {
+            make_read_only(&opened, &metadata);
+        }
+    }
+}
+
+fn make_read_only(file: &File, metadata: &std::fs::Metadata) {
+    // Best effort: a file of another user is protected from this one already.
+    let _ = file.set_permissions(PermissionsExt::from_mode(metadata.permissions().mode() & !0o222));
+}
+
+/// The files of a file or folder, in order. `None` if it does not exist, there are too many, or they cannot be read.
+pub(super) fn files(path: &Path) -> Option<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    collect(path, &mut files)?;
+    files.sort();
+    Some(files)
 }
 
 /// Collects the files under a path. Symbolic links in a folder are left out.

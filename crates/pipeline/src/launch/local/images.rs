@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::str::FromStr;
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -31,13 +32,30 @@ const PLAIN_IMAGES: &[&str] = &[
     "bash",
 ];
 
-/// Maps images to an environment of this machine (`slipway.yaml`).
+/// Maps images to an environment of this machine. As text it is `PATTERN=FOLDER`, or `PATTERN` for the programs of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageMapping {
     /// The image, with `*` for any text: `ghcr.io/team/train:*`.
     pub pattern: String,
     /// A virtual environment or another folder with `bin`, whose programs the steps use; the programs of this machine if unset.
     pub environment: Option<PathBuf>,
+}
+
+impl FromStr for ImageMapping {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, folder) = match text.rsplit_once('=') {
+            Some((pattern, folder)) => (pattern.trim(), Some(folder.trim())),
+            None => (text.trim(), None),
+        };
+        if pattern.is_empty() || folder.is_some_and(|folder| !folder.starts_with('/')) {
+            return Err(format!(
+                "'{text}' is not PATTERN=FOLDER with an absolute path, as in 'ghcr.io/team/train:*=/opt/train'"
+            ));
+        }
+        Ok(Self { pattern: pattern.to_owned(), environment: folder.map(PathBuf::from) })
+    }
 }
 
 /// What executes the steps of an image.
@@ -163,6 +181,15 @@ mod tests {
             assert!(!is_plain(image), "{image}");
         }
         assert!(matches("ghcr.io/team/*:1", "ghcr.io/team/train:1") && !matches("ghcr.io/*:1", "ghcr.io/a/b:1"));
+    }
+
+    #[test]
+    fn mappings_are_read_from_text() {
+        let mapping: ImageMapping = " ghcr.io/team/train:* = /opt/train".parse().unwrap();
+        let expected = ("ghcr.io/team/train:*", Some(PathBuf::from("/opt/train")));
+        assert_eq!((mapping.pattern.as_str(), mapping.environment), expected);
+        assert!("team/tools".parse::<ImageMapping>().unwrap().environment.is_none());
+        assert!("a=relative".parse::<ImageMapping>().is_err() && "=/opt".parse::<ImageMapping>().is_err());
     }
 
     #[test]

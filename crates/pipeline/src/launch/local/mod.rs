@@ -8,26 +8,30 @@
 //! | [`workers`], `worker.py` | processes that execute Python steps in milliseconds |
 //! | [`attempt`] | the files of an attempt |
 //! | [`step`] | how an attempt is started |
+//! | [`resources`] | processors, memory and accelerators that steps occupy |
 //! | [`variables`] | environment variables of steps |
-//! | [`volumes`] | claims, secrets and empty folders |
+//! | [`volumes`] | claims, secrets, config maps and empty folders |
 //! | [`content`] | digests of output artifacts |
+//! | [`buckets`] | artifacts in buckets: copies of inputs, delivery of outputs |
 //!
 //! An attempt is started once: whoever creates the file `started` in its folder may start the program. Its processes outlive the server;
 //! the next server reads the files of the attempt and waits for its end.
 
 mod attempt;
+mod buckets;
 mod command;
 mod content;
 mod environments;
 mod images;
 mod interpreter;
 mod programs;
+mod resources;
 mod step;
 mod variables;
 mod volumes;
 mod workers;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -39,18 +43,21 @@ use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use slipway_exec::lifecycle::{self, Observation};
 use slipway_exec::local::{log, supervisor};
-use slipway_exec::{LogQuery, LogStream};
-use tokio::sync::{Notify, Semaphore};
+use slipway_exec::{LocalProcesses, LogQuery, LogStream, Mint};
+use slipway_store::Limits;
+use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::executor_input::read_outputs;
 use crate::launch::{ArtifactStream, AttemptId, Launcher};
 use crate::model::{Artifact, Failure, Launch, Outcome, Outputs};
-use crate::placeholder::Paths;
+use crate::placeholder::{Paths, Place};
 
 use attempt::Attempt;
+use buckets::Buckets;
 use environments::Environments;
 pub use images::ImageMapping;
+use resources::Room;
 
 /// How often the start of an attempt is repeated if its worker ended before it started the program.
 const MAX_STARTS: usize = 3;
@@ -58,11 +65,14 @@ const MAX_STARTS: usize = 3;
 const STOP_INTERVAL: Duration = Duration::from_millis(20);
 /// Added to the grace period to get the timeout of stopping an attempt.
 const STOP_SLACK: Duration = Duration::from_secs(5);
+/// The file with the outputs of an attempt after their delivery to a bucket.
+const DELIVERED: &str = "delivered.json";
 /// Maximum bytes of a program's output in the message of a failure.
 const MAX_MESSAGE_BYTES: usize = 2000;
 
 /// Settings of [`LocalLauncher`].
-#[derive(Debug, Clone)]
+#[derive(Clone)]
+#[allow(missing_debug_implementations)] // closures do not implement `Debug`
 pub struct Settings {
     /// Folder of the attempts.
     pub folder: PathBuf,
@@ -74,13 +84,19 @@ pub struct Settings {
     pub volumes: PathBuf,
     /// Folder of secrets: the file `NAME/KEY` holds the value of a key.
     pub secrets: PathBuf,
+    /// Folder of config maps: the file `NAME/KEY` holds the value of a key.
+    pub config_maps: PathBuf,
     /// The supervisor, started as `PROGRAM supervise FOLDER`; normally this binary.
     pub program: PathBuf,
     /// Environment variables of every step.
     pub variables: Vec<(String, String)>,
+    /// The executor of runs on this machine, with which steps share its accelerators; without it, steps get none.
+    pub runs: Option<LocalProcesses>,
+    /// Creates the token with which a step's program logs to its tracked run; unset if the server requires no tokens.
+    pub mint: Option<Mint>,
     /// Names of additional variables that steps inherit from this process.
     pub inherited: Vec<String>,
-    /// Images that are mapped to environments of this machine, before the built-in list; the first match counts.
+    /// Images that are mapped to environments of this machine, before the built-in list; the first match counts (setting `pipeline-images`).
     pub images: Vec<ImageMapping>,
     /// Maximum number of steps at the same time.
     pub concurrency: usize,
@@ -94,19 +110,24 @@ pub struct Settings {
     pub log_limit: u64,
     /// Maximum bytes of an artifact whose digest is computed.
     pub digest_limit: u64,
+    /// Limits on artifacts that are copied from and to buckets.
+    pub limits: Limits,
 }
 
 impl Settings {
-    /// Settings with all folders below one, and defaults for the rest.
+    /// Settings with all folders below one but those of secrets and, beside it, config maps; and defaults for the rest.
     pub fn new(folder: &Path, secrets: PathBuf, program: PathBuf) -> Self {
         Self {
             folder: folder.join("runs"),
             artifacts: folder.join("artifacts"),
             environments: folder.join("environments"),
             volumes: folder.join("volumes"),
+            config_maps: secrets.with_file_name("config-maps"),
             secrets,
             program,
             variables: Vec::new(),
+            runs: None,
+            mint: None,
             inherited: Vec::new(),
             images: Vec::new(),
             concurrency: std::thread::available_parallelism().map_or(1, usize::from),
@@ -115,24 +136,31 @@ impl Settings {
             grace: Duration::from_secs(10),
             log_limit: 64 << 20,
             digest_limit: 4 << 30,
+            limits: Limits::default(),
         }
     }
 }
 
 /// Executes attempts as processes of this machine; cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LocalLauncher {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for LocalLauncher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalLauncher").field("folder", &self.inner.settings.folder).finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     settings: Settings,
     environments: Environments,
     engine: images::Engine,
+    buckets: Buckets,
     /// Variables that every step inherits from this process.
     inherited: Vec<(OsString, OsString)>,
-    slots: Semaphore,
+    room: Room,
     /// Attempts that a future of this process waits for, by folder; notified when they are stopped.
     active: Mutex<HashMap<PathBuf, Weak<Notify>>>,
 }
@@ -157,13 +185,15 @@ impl LocalLauncher {
         let inherited = variables::inherited(&settings.inherited);
         let installers = variables::of_installers(&inherited);
         let environments = Environments::new(settings.environments.clone(), settings.max_environments, installers);
-        let slots = Semaphore::new(settings.concurrency.max(1));
+        let buckets = Buckets::new(settings.folder.join("copies"), settings.limits);
+        let room = Room::new(settings.concurrency, settings.runs.clone());
         let inner = Inner {
             settings,
             environments,
             engine: images::Engine::default(),
+            buckets,
             inherited,
-            slots,
+            room,
             active: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -213,37 +243,83 @@ impl Inner {
     /// Starts an attempt, unless an earlier process has, and waits for its end. Fails if it could not be started.
     async fn run(&self, launch: &Launch, attempt: &Attempt) -> Result<Outcome, Failure> {
         let paths = attempt.paths(launch, &self.settings.artifacts).map_err(permanent)?;
-        let mut slot = self.slots.try_acquire().ok();
-        // Held until the end, because it holds the environment.
-        let mut started = None;
-        if !supervisor::has_started(&attempt.folder) {
-            let step = match self.prepare(launch, attempt, &paths).await? {
+        // Held until the end; the step holds its environment.
+        let (occupied, started);
+        if supervisor::has_started(&attempt.folder) {
+            (occupied, started) = (self.room.occupy_again(attempt), None);
+        } else {
+            // Most steps need one slot. Taken now, it keeps the order in which steps are given.
+            let slot = self.room.try_slot();
+            let mut step = match self.prepare(launch, attempt, &paths).await? {
                 step::Prepared::Done(outputs) => return Ok(Outcome::Succeeded(outputs)),
                 step::Prepared::Step(step) => step,
             };
-            if slot.is_none() {
-                slot = self.slots.acquire().await.ok();
-            }
+            let held = match slot.filter(|_| step.demand.is_plain()) {
+                Some(slot) => slot,
+                None => self.room.occupy(&step.demand, attempt).await.map_err(permanent)?,
+            };
+            step.variables.extend(self.room.variables(&held).await);
             for _ in 0..MAX_STARTS {
                 self.start(&step, attempt).await?;
                 if supervisor::has_started(&attempt.folder) {
                     break;
                 }
             }
-            started = Some(step);
             if !supervisor::has_started(&attempt.folder) {
                 return Err(Failure {
                     message: "the worker ended before it started the step".into(),
                     ..Failure::default()
                 });
             }
+            (occupied, started) = (held, Some(step));
         }
         let observed = supervisor::wait(&attempt.folder).await;
-        drop((slot, started));
+        drop((occupied, started));
         let observed = observed.map_err(|error| Failure { message: error.to_string(), ..Failure::default() })?;
-        let (launch, attempt, limit) = (launch.clone(), attempt.clone(), self.settings.digest_limit);
-        let outcome = tokio::task::spawn_blocking(move || outcome(&launch, &attempt, &paths, observed, limit));
-        outcome.await.map_err(|error| Failure { message: error.to_string(), ..Failure::default() })
+        let (launch, files, limit) = (launch.clone(), attempt.clone(), self.settings.digest_limit);
+        let places = paths.output_artifacts.clone();
+        let outcome = tokio::task::spawn_blocking(move || outcome(&launch, &files, &paths, observed, limit));
+        let outcome = outcome.await.map_err(|error| Failure { message: error.to_string(), ..Failure::default() })?;
+        match outcome {
+            Outcome::Succeeded(outputs) => self.deliver(attempt, outputs, &places).await.map(Outcome::Succeeded),
+            other => Ok(other),
+        }
+    }
+
+    /// Copies the outputs whose place is in a bucket to it. Returns the outputs as other tasks see them.
+    async fn deliver(
+        &self,
+        attempt: &Attempt,
+        mut outputs: Outputs,
+        places: &BTreeMap<String, Place>,
+    ) -> Result<Outputs, Failure> {
+        if places.values().all(|place| place.path == place.uri) {
+            return Ok(outputs);
+        }
+        // A server that is killed after the delivery finds the outputs here, and their files not any more.
+        let record = attempt.path(DELIVERED);
+        if let Some(delivered) = std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()) {
+            return Ok(delivered);
+        }
+        for (name, place) in places {
+            let own = |artifact: &&mut Artifact| artifact.uri == place.path;
+            for artifact in outputs.artifacts.get_mut(name).into_iter().flatten().filter(own) {
+                let delivered = self.buckets.deliver(Path::new(&place.path), &place.uri).await;
+                delivered.map_err(|reason| Failure {
+                    message: format!("delivering the output artifact '{name}' to {}: {reason}", place.uri),
+                    ..Failure::default()
+                })?;
+                artifact.uri.clone_from(&place.uri);
+            }
+        }
+        let failed = |error: std::io::Error| Failure {
+            message: format!("recording the delivery of outputs: {error}"),
+            ..Failure::default()
+        };
+        let text = serde_json::to_vec(&outputs).map_err(|error| failed(error.into()))?;
+        attempt.write(DELIVERED, &text).map_err(failed)?;
+        let _ = std::fs::remove_dir_all(attempt.path("delivered")); // it only needs space, until the run is deleted
+        Ok(outputs)
     }
 
     async fn stop(&self, id: &AttemptId) {
@@ -288,7 +364,7 @@ fn outcome(launch: &Launch, attempt: &Attempt, paths: &Paths, observed: Observat
         Outcome::Failed(Failure { message, exit_code, is_permanent: false })
     };
     match outcome {
-        lifecycle::Outcome::Exited(0) => match read_outputs(launch, paths) {
+        lifecycle::Outcome::Exited(0) => match read_outputs(launch, &paths.with_paths_as_uris()) {
             Ok(outputs) => Outcome::Succeeded(sealed(outputs, digest_limit)),
             Err(failure) => Outcome::Failed(Failure { exit_code: Some(0), ..failure }),
         },
@@ -356,20 +432,33 @@ impl Launcher for LocalLauncher {
         .boxed()
     }
 
+    fn reaches(&self, root: &str) -> bool {
+        !buckets::is_bucket(root) || buckets::has_credentials(root)
+    }
+
     fn has(&self, outputs: Outputs) -> BoxFuture<'static, bool> {
-        let artifacts = self.inner.settings.artifacts.clone();
+        let inner = Arc::clone(&self.inner);
         async move {
-            let all =
-                move || outputs.artifacts.values().flatten().all(|artifact| content::is_there(&artifacts, artifact));
+            let (remote, local): (Vec<Artifact>, Vec<Artifact>) =
+                outputs.artifacts.into_values().flatten().partition(|artifact| buckets::is_bucket(&artifact.uri));
+            for artifact in remote.iter().filter(|artifact| artifact.digest.is_some()) {
+                if !inner.buckets.has(&artifact.uri).await {
+                    return false;
+                }
+            }
+            let all = move || local.iter().all(|artifact| content::is_there(&inner.settings.artifacts, artifact));
             tokio::task::spawn_blocking(all).await.unwrap_or(false)
         }
         .boxed()
     }
 
     fn read(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
-        let artifacts = self.inner.settings.artifacts.clone();
+        let inner = Arc::clone(&self.inner);
         async move {
-            let opened = tokio::task::spawn_blocking(move || content::open(&artifacts, &artifact));
+            if buckets::is_bucket(&artifact.uri) {
+                return inner.buckets.read(&artifact.uri).await;
+            }
+            let opened = tokio::task::spawn_blocking(move || content::open(&inner.settings.artifacts, &artifact));
             let file = opened.await.unwrap_or_else(|error| {
                 let source = std::io::Error::other(error);
                 Err(Error::Io { what: "opening the artifact".into(), source })

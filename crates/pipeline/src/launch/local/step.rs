@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use slipway_exec::local::{descriptors, supervisor};
@@ -12,6 +12,7 @@ use super::command::{Command, Program};
 use super::environments::{Environment, Request};
 use super::images::{self, Container, Place};
 use super::interpreter::version_of_image;
+use super::resources::Demand;
 use super::{Inner, permanent, programs, variables, volumes, workers};
 use crate::executor_input::executor_input;
 use crate::model::{Failure, Launch, Outputs};
@@ -36,7 +37,9 @@ pub(super) enum Prepared {
 /// An attempt that can be started.
 pub(super) struct Step {
     start: Start,
-    variables: BTreeMap<String, String>,
+    /// What it occupies while it executes.
+    pub(super) demand: Demand,
+    pub(super) variables: BTreeMap<String, String>,
     limit: Option<i64>,
     /// Notes for the log.
     note: Option<String>,
@@ -65,10 +68,21 @@ impl Inner {
                 launch.path
             )));
         }
-        let input = serde_json::to_string(&executor_input(launch, paths)).map_err(|e| permanent(e.to_string()))?;
+        self.fetch_inputs(paths).await?;
+        // The SDK takes the path of an artifact from its URI.
+        let input = executor_input(launch, &paths.with_paths_as_uris());
+        let input = serde_json::to_string(&input).map_err(|e| permanent(e.to_string()))?;
         let (command, args) = container_command(launch, paths, &input).map_err(permanent)?;
-        let requested = variables::requested(launch, &pod, &self.settings.secrets).map_err(permanent)?;
-        let folders = volumes::Folders { claims, secrets: &self.settings.secrets, attempt: attempt.path("volumes") };
+        let tracking = variables::of_tracking(launch, self.settings.mint.as_ref(), time_limit(&pod));
+        let of_server = self.settings.variables.iter().cloned().chain(tracking).collect();
+        let values = variables::Values { secrets: &self.settings.secrets, config_maps: &self.settings.config_maps };
+        let requested = variables::requested(of_server, launch, &pod, values).map_err(permanent)?;
+        let folders = volumes::Folders {
+            claims,
+            secrets: &self.settings.secrets,
+            config_maps: &self.settings.config_maps,
+            attempt: attempt.path("volumes"),
+        };
         let mounts = volumes::mounts(&pod.spec, &folders).map_err(permanent)?;
         let words: Vec<String> = command.iter().chain(&args).cloned().collect();
         let base = match images::place(&image, &self.settings.images, &self.engine).await {
@@ -103,6 +117,20 @@ impl Inner {
             )));
         }
         self.prepare_local(launch, attempt, &image, base, words, &requested, &pod, &mounts).await
+    }
+
+    /// Copies the inputs that are not on this machine.
+    async fn fetch_inputs(&self, paths: &Paths) -> Result<(), Failure> {
+        for (name, places) in &paths.input_artifacts {
+            for place in places.iter().filter(|place| place.path != place.uri) {
+                let fetched = self.buckets.fetch(&place.uri, Path::new(&place.path)).await;
+                fetched.map_err(|reason| Failure {
+                    message: format!("fetching the input artifact '{name}' from {}: {reason}", place.uri),
+                    ..Failure::default()
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Prepares a step whose programs are those of this machine.
@@ -157,8 +185,7 @@ impl Inner {
         let mut step =
             self.step(Start::Program { words: Vec::new(), _environment: environment }, requested, pod, attempt);
         if let Some(programs) = programs {
-            step.variables =
-                variables::all(&self.inherited, &self.settings.variables, requested, Some(&programs), attempt);
+            step.variables = variables::all(&self.inherited, requested, Some(&programs), attempt);
         }
         let path = step.variables.get("PATH").map_or(OsStr::new(""), OsStr::new);
         if !programs::exists(&words[0], path, &attempt.path("work")) {
@@ -185,11 +212,9 @@ impl Inner {
             Start::Program { _environment, .. } => _environment.as_ref(),
         };
         let programs = environment.map(|environment| environment.programs());
-        let variables =
-            variables::all(&self.inherited, &self.settings.variables, requested, programs.as_deref(), attempt);
+        let variables = variables::all(&self.inherited, requested, programs.as_deref(), attempt);
         let note = environment.and_then(|environment| environment.note.clone());
-        let limit = pod.spec.active_deadline_seconds.map(|seconds| i64::from(seconds) * 1000);
-        Step { start, variables, limit, note }
+        Step { start, demand: Demand::new(&pod.spec.resources), variables, limit: time_limit(pod), note }
     }
 
     /// Starts a step. Afterwards [`supervisor::has_started`] shows whether it was: a worker may have ended before.
@@ -238,10 +263,15 @@ impl Inner {
     }
 }
 
+/// Milliseconds for which a step may run.
+fn time_limit(pod: &PodSettings) -> Option<i64> {
+    pod.spec.active_deadline_seconds.map(|seconds| i64::from(seconds) * 1000)
+}
+
 fn no_place(launch: &Launch, image: &str) -> String {
     format!(
         "task '{}' needs the image {image}, and this machine has no container engine; install podman or docker, or map the image to an \
-         environment of this machine in slipway.yaml",
+         environment of this machine with the setting `pipeline-images`",
         launch.path
     )
 }

@@ -5,11 +5,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use serde_json::Value;
+use slipway_core::clock::now_ms;
 use slipway_exec::local::environment;
+use slipway_exec::token::{self, Mint, TokenRequest};
 
 use super::attempt::Attempt;
 use crate::model::Launch;
 use crate::platform::PodSettings;
+use crate::tracker::tracked_id;
 
 /// Inherited variables that select another Python than that of the step.
 const OF_OTHER_PYTHONS: &[&str] = &["PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "CONDA_PREFIX"];
@@ -36,20 +39,51 @@ pub(super) fn is_read_at_start(name: &str) -> bool {
     name != "PYTHONPATH" && READ_AT_START.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// The variables that the component and its settings for Kubernetes ask for.
+/// The variables with which MLflow's client in a program logs to the tracked run of its task. `limit` is the time in milliseconds for which
+/// the program may run, if it is limited.
+pub(super) fn of_tracking(launch: &Launch, mint: Option<&Mint>, limit: Option<i64>) -> Vec<(String, String)> {
+    let run = &launch.run;
+    let run_id = tracked_id(&run.run_id, Some(&launch.path));
+    let token = mint.map(|mint| {
+        mint(&TokenRequest {
+            namespace: run.namespace.clone(),
+            run_id: run_id.clone(),
+            run: format!("{}/{}", run.resource_name, launch.path),
+            experiment: None,
+            attempt: launch.attempt,
+            // The step may wait for its turn before it starts, and the token is invalid after its end in any case.
+            expires_at: now_ms().saturating_add(token::DEFAULT_LIFETIME_MS).saturating_add(limit.unwrap_or(0)),
+        })
+    });
+    let token = token.map(|token| ("MLFLOW_TRACKING_TOKEN".to_owned(), token));
+    std::iter::once(("MLFLOW_RUN_ID".to_owned(), run_id)).chain(token).collect()
+}
+
+/// Where the values of variables are that are not in the pipeline.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Values<'a> {
+    /// Folder of secrets.
+    pub(super) secrets: &'a Path,
+    /// Folder of config maps.
+    pub(super) config_maps: &'a Path,
+}
+
+/// The variables that the server sets for a step, and those that the component and its settings for Kubernetes ask for, which override
+/// them.
 ///
 /// # Errors
 /// A secret is missing, or a source needs a cluster.
 pub(super) fn requested(
+    of_server: Vec<(String, String)>,
     launch: &Launch,
     pod: &PodSettings,
-    secrets: &Path,
+    values: Values<'_>,
 ) -> Result<BTreeMap<String, String>, String> {
-    let mut variables = BTreeMap::new();
+    let mut variables: BTreeMap<String, String> = of_server.into_iter().collect();
     for variable in &pod.spec.env {
         let value = match &variable.value_from {
             None => Some(variable.value.clone().unwrap_or_default()),
-            Some(source) => value_from(source, launch, pod, secrets)
+            Some(source) => value_from(source, launch, pod, values)
                 .map_err(|reason| format!("the environment variable {}: {reason}", variable.name))?,
         };
         if let Some(value) = value {
@@ -61,19 +95,22 @@ pub(super) fn requested(
 }
 
 /// The value of a source as in a pod; `None` if it is optional and missing.
-fn value_from(source: &Value, launch: &Launch, pod: &PodSettings, secrets: &Path) -> Result<Option<String>, String> {
-    if let Some(key) = source.get("secretKeyRef") {
+fn value_from(
+    source: &Value,
+    launch: &Launch,
+    pod: &PodSettings,
+    values: Values<'_>,
+) -> Result<Option<String>, String> {
+    let keyed = [("secretKeyRef", values.secrets), ("configMapKeyRef", values.config_maps)];
+    if let Some((key, folder)) = keyed.into_iter().find_map(|(kind, folder)| Some((source.get(kind)?, folder))) {
         let text = |field: &str| key[field].as_str().unwrap_or_default();
-        let value = environment::secret(secrets, text("name"), text("key"));
+        let value = environment::secret(folder, text("name"), text("key"));
         return if key["optional"] == true { Ok(value.ok()) } else { value.map(Some) };
     }
     if let Some(path) = source["fieldRef"]["fieldPath"].as_str() {
         return field(path, launch, pod).map(Some);
     }
-    if source["configMapKeyRef"]["optional"] == true {
-        return Ok(None);
-    }
-    Err(format!("its source {source} needs a cluster; one machine supports secrets and fields of the pod"))
+    Err(format!("its source {source} needs a cluster; one machine supports secrets, config maps and fields of the pod"))
 }
 
 /// A field of the pod that the step would have in a cluster.
@@ -100,11 +137,10 @@ fn field(path: &str, launch: &Launch, pod: &PodSettings) -> Result<String, Strin
     })
 }
 
-/// All variables of a program: inherited ones, those of every step, and the requested ones. `programs` is the folder of the environment's
+/// All variables of a program: inherited ones and the requested ones. `programs` is the folder of the environment's
 /// programs, if the step has an environment.
 pub(super) fn all(
     inherited: &[(OsString, OsString)],
-    of_every_step: &[(String, String)],
     requested: &BTreeMap<String, String>,
     programs: Option<&Path>,
     attempt: &Attempt,
@@ -112,7 +148,6 @@ pub(super) fn all(
     let text = |value: &OsStr| value.to_str().map(str::to_owned);
     let mut variables: BTreeMap<String, String> =
         inherited.iter().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
-    variables.extend(of_every_step.iter().cloned());
     let path = |name: &str| attempt.path(name).display().to_string();
     variables.insert("TMPDIR".into(), path("tmp"));
     variables.extend(requested.iter().map(|(name, value)| (name.clone(), value.clone())));

@@ -1,4 +1,4 @@
-//! Volumes as folders of this machine: claims, secrets and empty folders, and what makes them appear at the paths of a step.
+//! Volumes as folders of this machine: claims, secrets, config maps and empty folders, and what makes them appear at the paths of a step.
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,8 @@ pub(super) struct Folders<'a> {
     pub(super) claims: PathBuf,
     /// Secrets.
     pub(super) secrets: &'a Path,
+    /// Config maps.
+    pub(super) config_maps: &'a Path,
     /// Volumes of this attempt alone.
     pub(super) attempt: PathBuf,
 }
@@ -68,17 +70,21 @@ fn folder(volume: &Value, folders: &Folders<'_>) -> Result<PathBuf, String> {
             ))
         };
     }
-    if let Some(secret) = volume.get("secret") {
-        let folder = named(folders.secrets, &secret["secretName"])?;
+    let named_content =
+        [("secret", "secretName", "secret", folders.secrets), ("configMap", "name", "config map", folders.config_maps)];
+    let content =
+        named_content.into_iter().find_map(|(kind, name, text, root)| Some((volume.get(kind)?, name, text, root)));
+    if let Some((source, name, text, root)) = content {
+        let folder = named(root, &source[name])?;
         if folder.is_dir() {
             return Ok(folder);
         }
-        if secret["optional"] != true {
-            return Err(format!("there is no secret at {}", folder.display()));
+        if source["optional"] != true {
+            return Err(format!("there is no {text} at {}", folder.display()));
         }
     } else if volume.get("emptyDir").is_none() && volume.get("ephemeral").is_none() {
         return Err(format!(
-            "volume {} needs a cluster; one machine supports claims, secrets and empty folders",
+            "volume {} needs a cluster; one machine supports claims, secrets, config maps and empty folders",
             volume["name"]
         ));
     }

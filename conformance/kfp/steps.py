@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+"""What steps on one machine find and leave: their tracked run, artifacts in buckets and on web servers, limits, and mapped images.
+
+    steps.py --slipway BIN [SUBSTRING ...] [--list] [--junit FILE]
+
+Needs kfp and kfp-kubernetes, and for the tests of buckets the S3 service of testkit/services.py. The server requires authentication.
+"""
+
+import contextlib
+import http.server
+import json
+import pathlib
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "testkit")]
+
+import kfp
+from kfp import compiler, dsl, kubernetes
+from kfp.dsl import Artifact, Dataset, Input, Output
+
+import services
+from lib import Slipway
+from suite import Skip, Suite
+
+SUITE = Suite("kfp steps", limit=600)
+test = SUITE.test
+MLFLOW = "mlflow-skinny==3.17.2"
+
+
+class Fixture:
+    def __init__(self, binary, folder):
+        self.binary, self.folder = binary, pathlib.Path(folder)
+
+    @contextlib.contextmanager
+    def server(self, **environment):
+        with Slipway(self.binary, home=self.folder, environment=environment) as server:
+            yield Client(server, self.folder)
+
+
+class Client:
+    """Runs pipelines on a server, and reads what they left."""
+
+    def __init__(self, server, folder):
+        self.server, self.folder = server, folder
+        self.kfp = kfp.Client(host=server.url, existing_token=server.token)
+
+    def run(self, pipeline, pipeline_root=None, **arguments):
+        package = str(self.folder / "pipeline.yaml")
+        compiler.Compiler().compile(pipeline, package)
+        run = self.kfp.create_run_from_pipeline_package(package, arguments=arguments, pipeline_root=pipeline_root, enable_caching=False)
+        ended = self.kfp.wait_for_run_completion(run.run_id, timeout=500, sleep_duration=0.2)
+        return ended.state, self.get(f"/api/v1/pipelines/runs/{run.run_id}")
+
+    def succeed(self, pipeline, **options):
+        state, run = self.run(pipeline, **options)
+        assert state == "SUCCEEDED", [(task["path"], task.get("failure")) for task in run["tasks"]]
+        return {task["path"]: task for task in run["tasks"]}
+
+    def failure(self, pipeline, task, **options):
+        state, run = self.run(pipeline, **options)
+        assert state == "FAILED", state
+        return next(found["failure"] for found in run["tasks"] if found["path"] == task)
+
+    def get(self, path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.server.url + path, data, {**self.server.authorization, "content-type": "application/json"})
+        with urllib.request.urlopen(request) as response:
+            return json.load(response)
+
+
+# Tracking ----------------------------------------------------------------------------------------------------------------------------
+
+
+@dsl.component(packages_to_install=[MLFLOW])
+def log(rate: float) -> str:
+    import os
+
+    import mlflow
+
+    mlflow.log_param("own", "parameter")
+    mlflow.log_metric("loss", 0.25)
+    return os.environ["MLFLOW_TRACKING_TOKEN"]
+
+
+@test
+def a_step_logs_to_its_tracked_run_with_a_token_that_ends_with_it(fixture):
+    @dsl.pipeline(name="logs")
+    def logs(rate: float = 0.1):
+        log(rate=rate)
+
+    with fixture.server() as client:
+        token = client.succeed(logs)["log"]["outputs"]["parameters"]["Output"]
+        found = client.get("/api/2.0/mlflow/runs/search", {"experiment_ids": ["0"], "filter": "metrics.loss = 0.25"})["runs"]
+        assert len(found) == 1, found
+        data = found[0]["data"]
+        parameters = {parameter["key"]: parameter["value"] for parameter in data["params"]}
+        assert parameters == {"own": "parameter", "rate": "0.1"}, parameters
+        tags = {tag["key"]: tag["value"] for tag in data["tags"]}
+        assert tags["slipway.pipeline.task"] == "log" and tags["mlflow.parentRunId"], tags
+        assert found[0]["info"]["status"] == "FINISHED", found
+        # Here a step has given its token away. It is worthless now.
+        run_id = found[0]["info"]["run_id"]
+        request = urllib.request.Request(client.server.url + f"/api/2.0/mlflow/runs/get?run_id={run_id}", headers={"authorization": f"Bearer {token}"})
+        try:
+            urllib.request.urlopen(request)
+        except urllib.error.HTTPError as error:
+            assert error.code == 401, error
+        else:
+            raise AssertionError("the token of a step that has ended is valid")
+
+
+# Buckets and web servers -------------------------------------------------------------------------------------------------------------
+
+
+@dsl.component
+def write(table: Output[Dataset], folder: Output[Artifact]):
+    import os
+
+    with open(table.path, "w") as file:
+        file.write("1,2\n")
+    table.metadata["rows"] = 1
+    os.makedirs(folder.path + "/a/b")
+    for name in ("x", "a/y", "a/b/z"):
+        with open(f"{folder.path}/{name}", "w") as file:
+            file.write(name)
+
+
+@dsl.component
+def read(table: Input[Dataset], folder: Input[Artifact]) -> str:
+    import os
+
+    names = sorted(os.path.relpath(os.path.join(at, name), folder.path) for at, _, files in os.walk(folder.path) for name in files)
+    return open(table.path).read().strip() + " " + " ".join(names)
+
+
+@dsl.component
+def first_line(data: Input[Dataset]) -> str:
+    return open(data.path).readline().strip()
+
+
+@contextlib.contextmanager
+def bucket():
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            service = services.Bucket(pathlib.Path(folder, "s3"), "127.0.0.1")
+            try:
+                yield service.environment()
+            finally:
+                service.stop()
+    except (FileNotFoundError, SystemExit) as error:
+        raise Skip(f"the S3 service cannot be started: {error}") from None
+
+
+@test
+def artifacts_are_kept_in_a_bucket(fixture):
+    @dsl.pipeline(name="bucket")
+    def pipeline():
+        made = write()
+        read(table=made.outputs["table"], folder=made.outputs["folder"])
+
+    with bucket() as environment:
+        root = "s3://slipway/pipelines"
+        with fixture.server(**environment) as client:
+            tasks = client.succeed(pipeline, pipeline_root=root)
+            table = tasks["write"]["outputs"]["artifacts"]["table"][0]
+            assert table["uri"].startswith(root + "/bucket/") and table["digest"].startswith("sha256:"), table
+            assert table["metadata"] == {"rows": 1}, table
+            assert tasks["read"]["outputs"]["parameters"]["Output"] == "1,2 a/b/z a/y x", tasks["read"]
+
+            @dsl.pipeline(name="imports")
+            def imports(uri: str):
+                found = dsl.importer(artifact_uri=uri, artifact_class=Dataset)
+                first_line(data=found.output)
+
+            tasks = client.succeed(imports, uri=table["uri"])
+            assert tasks["first-line"]["outputs"]["parameters"]["Output"] == "1,2", tasks
+            reason = client.failure(imports, "first-line", uri=root + "/none")
+            assert "fetching the input artifact 'data'" in reason and "/none" in reason, reason
+
+
+@test
+def an_artifact_is_imported_from_a_web_server(fixture):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = b"a,b\n1,2\n"
+            self.send_response(200 if self.path == "/data/table.csv" else 404)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    @dsl.pipeline(name="web")
+    def pipeline(uri: str):
+        found = dsl.importer(artifact_uri=uri, artifact_class=Dataset)
+        first_line(data=found.output)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, fixture.server() as client:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}/data"
+        assert client.succeed(pipeline, uri=f"{base}/table.csv")["first-line"]["outputs"]["parameters"]["Output"] == "a,b"
+        assert "404" in client.failure(pipeline, "first-line", uri=f"{base}/none.csv")
+        server.shutdown()
+
+
+# Limits, configuration and images ----------------------------------------------------------------------------------------------------
+
+
+@dsl.component
+def nothing():
+    pass
+
+
+@test
+def a_step_that_needs_more_than_the_machine_has_fails_with_the_reason(fixture):
+    def limited(change):
+        @dsl.pipeline(name="limits")
+        def pipeline():
+            change(nothing())
+
+        return pipeline
+
+    with fixture.server() as client:
+        client.succeed(limited(lambda task: task.set_cpu_limit("1").set_memory_limit("100M")))
+        for change, reason in [
+            (lambda task: task.set_cpu_limit("4000"), "4000 processors ("),
+            (lambda task: task.set_memory_limit("900000G"), "MiB of memory ("),
+            (lambda task: task.set_accelerator_type("amd.com/gpu").set_accelerator_limit(1), "1 amd.com/gpu (0 available)"),
+        ]:
+            message = client.failure(limited(change), "nothing")
+            assert reason in message, message
+
+
+@dsl.component
+def variable() -> str:
+    import os
+
+    return os.environ["FROM_MAP"]
+
+
+@test
+def config_maps_are_folders(fixture):
+    @dsl.pipeline(name="maps")
+    def pipeline():
+        kubernetes.use_config_map_as_env(variable(), "settings", {"key": "FROM_MAP"})
+
+    with fixture.server() as client:
+        assert "config-maps" in client.failure(pipeline, "variable")
+        folder = client.server.home / "config-maps/settings"
+        folder.mkdir(parents=True)
+        (folder / "key").write_text("value\n")
+        assert client.succeed(pipeline)["variable"]["outputs"]["parameters"]["Output"] == "value"
+
+
+@dsl.container_component
+def tool(out: dsl.OutputPath(str)):
+    return dsl.ContainerSpec(image="registry.invalid/team/tool:1", command=["sh", "-c", 'mkdir -p "$(dirname $0)" && tool > $0', out])
+
+
+@test
+def an_image_is_mapped_to_an_environment(fixture):
+    @dsl.pipeline(name="images")
+    def pipeline():
+        tool()
+
+    programs = fixture.folder / "tool/bin"
+    programs.mkdir(parents=True)
+    (programs / "tool").write_text("#!/bin/sh\necho mapped\n")
+    (programs / "tool").chmod(0o755)
+    with fixture.server(SLIPWAY_PIPELINE_IMAGES=f"registry.invalid/team/*={programs.parent}") as client:
+        assert client.succeed(pipeline)["tool"]["outputs"]["parameters"]["out"].strip() == "mapped"
+
+
+@contextlib.contextmanager
+def fixture(binary):
+    with tempfile.TemporaryDirectory(prefix="slipway-steps-") as folder:
+        yield Fixture(binary, folder)
+
+
+if __name__ == "__main__":
+    options = SUITE.options(__doc__, slipway={"required": True, "metavar": "BIN", "help": "path of slipway"})
+    sys.exit(SUITE.main(options, lambda _: fixture(options.slipway)))
