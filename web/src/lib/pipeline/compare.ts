@@ -15,16 +15,19 @@ export interface TaskDifference {
   right?: Task;
 }
 
-/** The identity of an artifact is its content, where that is known: each run has its own place for it. */
-const identity = (artifact: Artifact) => artifact.digest ?? artifact.uri;
-const shown = (list: Artifact[] | undefined) => (list ?? []).map((artifact) => (artifact.digest ? artifact.digest.replace(/^sha256:/, "").slice(0, 12) : artifact.uri)).join(", ");
+/** Characters of a value that are shown. */
+const MAX_SHOWN = 80;
+const short = (text: string) => (text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN - 1)}…` : text);
+/** An artifact is its content; each run has its own place for it. Of one without content, such as metrics, the metadata is all there is. */
+const identity = (artifact: Artifact) => artifact.digest ?? JSON.stringify(artifact.metadata);
+const shown = (list: Artifact[]) => short(list.map((artifact) => (artifact.digest ? artifact.digest.replace(/^sha256:/, "").slice(0, 12) : JSON.stringify(artifact.metadata))).join(", "));
 
 function differences(left: Values | undefined, right: Values | undefined) {
   const names = (key: keyof Values) => [...new Set([...Object.keys(left?.[key] ?? {}), ...Object.keys(right?.[key] ?? {})])].sort();
   const found: { name: string; left: string; right: string }[] = [];
   for (const name of names("parameters")) {
     const [a, b] = [valueText(left?.parameters[name]), valueText(right?.parameters[name])];
-    if (a !== b) found.push({ name, left: a, right: b });
+    if (a !== b) found.push({ name, left: short(a), right: short(b) });
   }
   for (const name of names("artifacts")) {
     const [a, b] = [left?.artifacts[name] ?? [], right?.artifacts[name] ?? []];

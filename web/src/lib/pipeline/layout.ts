@@ -10,6 +10,9 @@ const GAP = { x: 56, y: 16 };
 const PADDING = 14;
 /** Height of the title of an open graph. */
 export const HEADER = 40;
+/** Widths with room for a title, and for the buttons that turn pages. */
+const MIN_GROUP_WIDTH = 256;
+const MIN_PAGED_WIDTH = 400;
 /** Iterations of an open loop that are drawn at once, and in one column. */
 export const ITERATIONS = 20;
 const ITERATION_ROWS = 5;
@@ -127,7 +130,7 @@ class Layout {
   }
 
   around(box: Omit<Box, "width" | "height">, inside: Block): Block {
-    const width = Math.max(NODE.width + 2 * PADDING, inside.width + 2 * PADDING, box.iterations && box.iterations.count > ITERATIONS ? 360 : 0);
+    const width = Math.max(MIN_GROUP_WIDTH, inside.width + 2 * PADDING, box.iterations && box.iterations.count > ITERATIONS ? MIN_PAGED_WIDTH : 0);
     const all: Block = { width, height: inside.height + HEADER + PADDING, boxes: [], lines: [] };
     all.boxes.push({ ...box, width, height: all.height });
     shift(inside, PADDING, HEADER, all);
