@@ -5,7 +5,7 @@ import { defineConfig } from "vite";
 // server accepts only requests that name itself as their host and origin.
 const slipway = new URL(process.env.SLIPWAY_URL ?? "http://127.0.0.1:7070");
 const forwarded = { target: slipway.origin, changeOrigin: true, headers: { origin: slipway.origin } };
-const proxy = Object.fromEntries(["/api", "/ajax-api", "/get-artifact", "/openapi.json"].map((path) => [path, forwarded]));
+const proxy = Object.fromEntries(["/api", "/apis", "/ajax-api", "/get-artifact", "/openapi.json"].map((path) => [path, forwarded]));
 
 export default defineConfig({
   plugins: [svelte()],

@@ -30,6 +30,7 @@ export const groups: Group[] = [
     name: "Build",
     pages: [
       { segment: "data", name: "Data", icon: "layers", words: "datasets versions dvc repositories pipelines stages metrics plots", load: () => import("./views/Data.svelte") },
+      { segment: "pipelines", name: "Pipelines", icon: "flow", words: "kubeflow kfp graph tasks schedules recurring runs workflow", load: () => import("./views/Pipelines.svelte") },
       { segment: "experiments", name: "Experiments", icon: "flask", words: "runs tracking metrics", load: () => import("./views/Experiments.svelte") },
     ],
   },

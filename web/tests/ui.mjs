@@ -10,6 +10,7 @@ import { readFileSync } from "node:fs";
 import { assertAccessible } from "./accessibility.mjs";
 import { checkCharts } from "./charts.mjs";
 import { checkData, dataPages } from "./data.mjs";
+import { checkPipelines, pipelinePages } from "./pipelines.mjs";
 import { appearances, assertFits, close, open as openContext, passedSteps, problems, shots, step } from "./browser.mjs";
 
 const link = process.env.SLIPWAY_LINK ?? "http://127.0.0.1:7070";
@@ -318,6 +319,7 @@ try {
   });
 
   await checkData(page, url);
+  await checkPipelines(page, url);
 
   await step("an unknown path shows an error page", async () => {
     await page.goto(`${url}/nothing`);
@@ -328,7 +330,7 @@ try {
     const pages = [
       ["overview", "/", "Live traffic"], ["experiments", "/experiments", "Experiments"], ["models", "/models", "Lineage of digits@champion"], ["deployments", "/deployments", "Deployments"],
       ["gpu", "/gpu", "GPUs SIMULATED"], ["fit", "/fit", "Llama 3.1 70B: 70.6b parameters"], ["cluster", "/cluster", "Cluster"], ["run", runPage, "digits-mlp"], ["compare", comparePage, "Compare 4 runs"],
-      ...dataPages,
+      ...dataPages, ...pipelinePages,
     ];
     for (const [name, options] of [["light", { viewport: { width: 1280, height: 800 } }], ...appearances]) {
       const other = await open(options);
@@ -344,9 +346,10 @@ try {
     }
   });
 
-  // The browser logs these as errors: the invalid filter, the invalid inference request, and the unknown path.
+  // The browser logs these as errors: the invalid filter, the invalid inference request, the faulty pipeline and schedule, and the unknown
+  // path.
   const expected = problems.filter((p) => /status of 40[04]/.test(p));
-  assert.equal(expected.length, 3, expected.join("\n"));
+  assert.equal(expected.length, 5, expected.join("\n"));
   assert.deepEqual(problems.filter((p) => !expected.includes(p)), []);
   console.log(`ui: ${passedSteps()} steps passed, screenshots in ${shots}`);
 } catch (error) {

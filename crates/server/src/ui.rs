@@ -19,13 +19,21 @@ const PAGE: &str = "index.html";
 
 /// First path segments of the views (`web/src/App.svelte`); the overview is at `/`.
 const VIEWS: &[&str] =
-    &["", "data", "experiments", "runs", "compare", "models", "deployments", "gpu", "fit", "cluster"];
+    &["", "data", "experiments", "runs", "compare", "pipelines", "models", "deployments", "gpu", "fit", "cluster"];
 
-/// The content security policy. It allows only scripts and styles from the page's own files: no inline script or style, no frames, no form
-/// submission, and no markup from strings except through Svelte's templates (Trusted Types). `data:` and `blob:` are for images, which
+/// The page that shows HTML which a step of a pipeline wrote, in a frame: the UI sends it the HTML as a message.
+const FRAME: &str = "frame.html";
+
+/// The content security policy of [`FRAME`]. The HTML is untrusted, but its own scripts and styles belong to it. In the sandbox it has an
+/// origin of its own, without access to the token, storage and pages of the UI; nothing can be loaded or sent over the network.
+const FRAME_POLICY: &str = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+    img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
+
+/// The content security policy. It allows only scripts and styles from the page's own files: no inline script or style, no frames but
+/// [`FRAME`], no form submission, and no markup from strings except through Svelte's templates (Trusted Types). `data:` and `blob:` are for images, which
 /// the page fetches with the token and shows from memory.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
-    connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+    connect-src 'self'; frame-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types svelte-trusted-html";
 
 /// Headers of all responses of this module.
@@ -41,6 +49,9 @@ const SECURITY_HEADERS: [(HeaderName, HeaderValue); 5] = [
 pub(crate) async fn serve(method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let mut response = find(&method, uri.path(), &headers);
     response.headers_mut().extend(HeaderMap::from_iter(SECURITY_HEADERS));
+    if uri.path().trim_start_matches('/') == FRAME {
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(FRAME_POLICY));
+    }
     response
 }
 
@@ -134,6 +145,21 @@ mod tests {
         assert_eq!(value(header::REFERRER_POLICY), "no-referrer");
         let media_type = value(header::CONTENT_TYPE).split(';').next().unwrap_or_default().to_owned();
         (response.status().as_u16(), media_type)
+    }
+
+    #[tokio::test]
+    async fn the_frame_for_html_of_users_is_in_a_sandbox() {
+        // A build without the UI has no pages.
+        if Pages::get(FRAME).is_none() {
+            return;
+        }
+        let policy = async |path: &str| {
+            let response = serve(Method::GET, path.parse().unwrap(), HeaderMap::new()).await;
+            assert_eq!(response.status(), 200);
+            response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned()
+        };
+        assert!(policy("/frame.html").await.starts_with("sandbox allow-scripts; default-src 'none'; "));
+        assert!(!policy("/").await.contains("sandbox"));
     }
 
     #[tokio::test]

@@ -232,7 +232,7 @@ export async function fetchOk(path: string, init?: RequestInit): Promise<Respons
     .text()
     .then((text) => JSON.parse(text))
     .catch(() => ({}));
-  throw new ApiError(response.status, String(body.message ?? body.error ?? `${response.status} ${response.statusText}`));
+  throw new ApiError(response.status, String(body.message ?? body.error_message ?? body.error ?? `${response.status} ${response.statusText}`));
 }
 
 /** Sends a request and parses the JSON of its response. */

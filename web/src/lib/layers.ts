@@ -4,17 +4,22 @@
 export function layers<Id>(ids: readonly Id[], needs: (id: Id) => readonly Id[]): Map<Id, number> {
   const known = new Set(ids);
   const depth = new Map<Id, number>();
-  const depthOf = (id: Id): number => {
-    const found = depth.get(id);
-    if (found !== undefined) return found;
-    // A cycle of dependencies ends here instead of recursing for ever.
-    depth.set(id, 0);
-    const before = needs(id).filter((n) => known.has(n));
-    const result = before.length ? 1 + Math.max(...before.map(depthOf)) : 0;
-    depth.set(id, result);
-    return result;
-  };
-  ids.forEach(depthOf);
+  // A stack instead of recursion: chains may be longer than the call stack.
+  const stack = [...ids].reverse();
+  const open = new Set<Id>();
+  while (stack.length) {
+    const id = stack.at(-1)!;
+    const before = depth.has(id) ? [] : needs(id).filter((n) => known.has(n));
+    // A cycle of dependencies ends at a node that is open already.
+    const missing = open.has(id) ? [] : before.filter((n) => !depth.has(n) && !open.has(n));
+    if (missing.length) {
+      open.add(id);
+      stack.push(...missing);
+      continue;
+    }
+    stack.pop();
+    if (!depth.has(id)) depth.set(id, before.length ? 1 + Math.max(...before.map((n) => depth.get(n) ?? 0)) : 0);
+  }
   return depth;
 }
 

@@ -11,7 +11,7 @@ class Route {
       const link = (event.target as Element | null)?.closest?.("a");
       const plain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey;
       if (!link || !plain || link.target || link.hasAttribute("download") || link.origin !== location.origin) return;
-      if (/^\/(api|ajax-api|get-artifact|metrics|openapi)/.test(link.pathname)) return;
+      if (/^\/(apis?\b|ajax-api|get-artifact|metrics|openapi)/.test(link.pathname)) return;
       event.preventDefault();
       this.go(link.pathname + link.search);
     });

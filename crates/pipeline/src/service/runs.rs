@@ -186,6 +186,15 @@ impl Service {
         self.db.read(move |c| repo::tasks::records(c, &run_id)).await
     }
 
+    /// What the engine recorded of a task.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or an error of the store.
+    pub async fn task_record(&self, run_id: String, path: TaskPath) -> Result<TaskRecord, Error> {
+        let missing = Error::NotFound(format!("run {run_id} has no task '{path}'"));
+        self.db.read(move |c| repo::tasks::record(c, &run_id, &path)).await?.ok_or(missing)
+    }
+
     /// A page of the runs of a namespace or experiment.
     ///
     /// # Errors

@@ -173,7 +173,23 @@ fn submitted_runs() -> Vec<Operation> {
             .query::<runs::LogParameters>()
             .text(TEXT),
         get("/api/v1/pipelines/runs/{run}", "getPipelineRun", "A run of a pipeline with its tasks")
-            .json::<pipeline::routes::PipelineRun>(),
+            .json::<pipeline::views::PipelineRun>(),
+        get(
+            "/api/v1/pipelines/runs/{run}/specification",
+            "getPipelineRunSpecification",
+            "The compiled pipeline of a run",
+        )
+        .json::<pipeline::routes::PipelineSpecification>(),
+        get(
+            "/api/v1/pipelines/runs/{run}/tasks",
+            "listPipelineTasks",
+            "The states of all tasks of a run, if they changed",
+        )
+        .query::<pipeline::routes::TasksParameters>()
+        .json::<pipeline::views::PipelineTasks>(),
+        get("/api/v1/pipelines/runs/{run}/task", "getPipelineTask", "A task of a run with its inputs and outputs")
+            .query::<pipeline::routes::TaskParameters>()
+            .json::<pipeline::views::PipelineTask>(),
         get("/api/v1/pipelines/runs/{run}/log", "getPipelineTaskLog", "The log of a task of a pipeline")
             .query::<pipeline::routes::TaskLogParameters>()
             .text(TEXT),

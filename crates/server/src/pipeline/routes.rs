@@ -3,8 +3,6 @@
 //!
 //! Invariant: a handler reads tasks or logs only after it has authorized the caller in the namespace of the run.
 
-use std::collections::BTreeMap;
-
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, Path, Query, State};
@@ -17,9 +15,10 @@ use slipway_access::refusal::Refusal;
 use slipway_access::{Access, Decision, Resource, Routes, Verb};
 use slipway_exec::ExecError;
 use slipway_pipeline::Error;
-use slipway_pipeline::engine::TaskRecord;
 use slipway_pipeline::entity::Run;
+use slipway_pipeline::model::TaskPath;
 
+use super::views::{PipelineRun, PipelineTask, PipelineTasks};
 use crate::Platform;
 use crate::error_body::ErrorBody;
 
@@ -28,6 +27,9 @@ pub(crate) fn routes(platform: Platform) -> Routes {
     let access = Access::DecidedByHandler;
     Routes::new()
         .get("/pipelines/runs/{run}", access, show)
+        .get("/pipelines/runs/{run}/specification", access, specification)
+        .get("/pipelines/runs/{run}/tasks", access, tasks)
+        .get("/pipelines/runs/{run}/task", access, task)
         .get("/pipelines/runs/{run}/log", access, log)
         .with_state(platform)
 }
@@ -66,124 +68,6 @@ async fn run(platform: &Platform, decision: &Decision, resource: Resource, id: &
     Ok(found?)
 }
 
-/// A run of a pipeline with its tasks.
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct PipelineRun {
-    /// Id of the run.
-    run_id: String,
-    /// Name that users see.
-    display_name: String,
-    /// Name of the pipeline.
-    pipeline_name: String,
-    /// Namespace of the run.
-    namespace: String,
-    /// State, as in Kubeflow's API: `RUNNING`, `SUCCEEDED` and so on.
-    state: String,
-    /// Why it failed, or empty.
-    error: String,
-    /// Values of the pipeline's parameters.
-    parameters: BTreeMap<String, Value>,
-    /// When it was created, in milliseconds since the Unix epoch, as all times.
-    created_at: i64,
-    /// When it finished.
-    finished_at: Option<i64>,
-    /// Its tasks in the order in which they began; the whole pipeline is the first one, with an empty path.
-    tasks: Vec<PipelineTask>,
-}
-
-/// A task of a run.
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct PipelineTask {
-    /// Names of the enclosing tasks and its own, separated by `/`; an iteration of a loop adds its index, as in `for-loop-1[0]/train`.
-    path: String,
-    /// Name in `taskInfo` of the compiled pipeline.
-    display_name: String,
-    /// `ROOT`, `DAG`, `LOOP`, `ITERATION`, `CONTAINER` or `IMPORTER`.
-    kind: String,
-    /// `PENDING`, `RUNNING`, `SUCCEEDED`, `CACHED`, `SKIPPED`, `FAILED` or `CANCELED`.
-    state: String,
-    /// Number of its newest attempt, from 1; 0 before the first.
-    attempt: u32,
-    /// What it was given.
-    inputs: Values,
-    /// What it gave.
-    outputs: Values,
-    /// When its inputs were known.
-    created_at: i64,
-    /// When its first attempt started.
-    started_at: Option<i64>,
-    /// When it ended.
-    finished_at: Option<i64>,
-    /// Why it failed.
-    failure: Option<String>,
-    /// The run and task whose outputs it has, if it is cached.
-    cached_from: Option<String>,
-}
-
-/// Parameters and artifacts by name.
-#[derive(Serialize, JsonSchema)]
-#[schemars(rename = "PipelineValues")]
-struct Values {
-    /// Values of parameters.
-    parameters: BTreeMap<String, Value>,
-    /// Artifacts: type, place, metadata and digest.
-    artifacts: BTreeMap<String, Vec<PipelineArtifact>>,
-}
-
-/// An artifact of a task.
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct PipelineArtifact {
-    /// Id in Kubeflow's API.
-    id: String,
-    /// Type, as in `system.Model`.
-    schema_title: String,
-    /// Where its content is.
-    uri: String,
-    /// Metadata.
-    metadata: BTreeMap<String, Value>,
-    /// Digest of its content, if known.
-    digest: Option<String>,
-}
-
-/// The name of a state or kind, as serde writes it.
-fn name(value: impl Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-type Artifacts = BTreeMap<String, Vec<slipway_pipeline::model::Artifact>>;
-
-fn values(parameters: &BTreeMap<String, Value>, artifacts: &Artifacts) -> Values {
-    let view = |artifact: &slipway_pipeline::model::Artifact| PipelineArtifact {
-        id: artifact.id.clone(),
-        schema_title: artifact.schema_title.clone(),
-        uri: artifact.uri.clone(),
-        metadata: artifact.metadata.clone().into_iter().collect(),
-        digest: artifact.digest.clone(),
-    };
-    let artifacts = artifacts.iter().map(|(name, list)| (name.clone(), list.iter().map(view).collect())).collect();
-    Values { parameters: parameters.clone(), artifacts }
-}
-
-fn task(record: &TaskRecord) -> PipelineTask {
-    PipelineTask {
-        path: record.path.0.clone(),
-        display_name: record.display_name.clone(),
-        kind: name(record.kind),
-        state: name(record.state),
-        attempt: record.attempt,
-        inputs: values(&record.inputs.parameters, &record.inputs.artifacts),
-        outputs: values(&record.outputs.parameters, &record.outputs.artifacts),
-        created_at: record.created_at,
-        started_at: record.started_at,
-        finished_at: record.finished_at,
-        failure: record.failure.as_ref().map(|failure| failure.message.clone()),
-        cached_from: record.cached_from.clone(),
-    }
-}
-
 async fn show(
     State(platform): State<Platform>,
     Extension(decision): Extension<Decision>,
@@ -191,18 +75,66 @@ async fn show(
 ) -> Result<Json<PipelineRun>, Failure> {
     let run = run(&platform, &decision, Resource::Runs, &id).await?;
     let records = platform.pipelines.task_records(run.run_id.clone()).await?;
-    Ok(Json(PipelineRun {
-        run_id: run.run_id,
-        display_name: run.display_name,
-        pipeline_name: run.pipeline_name,
-        namespace: run.namespace,
-        state: name(run.state),
-        error: run.error,
-        parameters: run.config.parameters.into_iter().collect(),
-        created_at: run.created_at,
-        finished_at: (run.finished_at != 0).then_some(run.finished_at),
-        tasks: records.iter().map(task).collect(),
-    }))
+    Ok(Json(PipelineRun::new(run, &records)))
+}
+
+/// Query for the tasks of a run.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct TasksParameters {
+    /// The number of changes that the caller knows.
+    after: Option<i64>,
+}
+
+async fn tasks(
+    State(platform): State<Platform>,
+    Extension(decision): Extension<Decision>,
+    Path(id): Path<String>,
+    Query(query): Query<TasksParameters>,
+) -> Result<Json<PipelineTasks>, Failure> {
+    // The run is read before its tasks, so that its number of changes is never that of changes that the tasks lack.
+    let run = run(&platform, &decision, Resource::Runs, &id).await?;
+    if query.after == Some(run.task_changes) {
+        return Ok(Json(PipelineTasks::new(run, None)));
+    }
+    let records = platform.pipelines.task_records(run.run_id.clone()).await?;
+    Ok(Json(PipelineTasks::new(run, Some(&records))))
+}
+
+/// Query for a task of a run.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct TaskParameters {
+    /// Path of the task.
+    task: String,
+}
+
+async fn task(
+    State(platform): State<Platform>,
+    Extension(decision): Extension<Decision>,
+    Path(id): Path<String>,
+    Query(query): Query<TaskParameters>,
+) -> Result<Json<PipelineTask>, Failure> {
+    let run = run(&platform, &decision, Resource::Runs, &id).await?;
+    let record = platform.pipelines.task_record(run.run_id, TaskPath(query.task)).await?;
+    Ok(Json(PipelineTask::from(&record)))
+}
+
+/// The compiled pipeline of a run.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct PipelineSpecification {
+    /// As in Kubeflow's API: the pipeline, or an object with it in `pipeline_spec` and its settings for Kubernetes in `platform_spec`.
+    specification: Value,
+}
+
+async fn specification(
+    State(platform): State<Platform>,
+    Extension(decision): Extension<Decision>,
+    Path(id): Path<String>,
+) -> Result<Json<PipelineSpecification>, Failure> {
+    let run = run(&platform, &decision, Resource::Runs, &id).await?;
+    let stored = platform.pipelines.specification(&run.spec)?;
+    let specification = serde_json::from_str(&stored.text)
+        .map_err(|error| Error::NotFound(format!("the stored specification of run {id} is damaged: {error}")))?;
+    Ok(Json(PipelineSpecification { specification }))
 }
 
 /// Query for the log of a task.

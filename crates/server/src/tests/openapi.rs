@@ -494,6 +494,15 @@ async fn responses_match_the_document() {
         (&shown["state"], &shown["tasks"][1]["outputs"]["parameters"]["Output"]),
         (&json!("SUCCEEDED"), &json!("said"))
     );
+    let compiled = checked.succeed("GET", &format!("/api/v1/pipelines/runs/{run}/specification"), Value::Null).await;
+    assert_eq!(compiled["specification"]["pipelineInfo"]["name"], "say");
+    let tasks = format!("/api/v1/pipelines/runs/{run}/tasks");
+    let listed = checked.succeed("GET", &tasks, Value::Null).await;
+    assert_eq!(listed["tasks"].as_array().map(Vec::len), Some(2));
+    let unchanged = checked.succeed("GET", &format!("{tasks}?after={}", listed["changes"]), Value::Null).await;
+    assert_eq!(unchanged["tasks"], Value::Null);
+    let task = checked.succeed("GET", &format!("/api/v1/pipelines/runs/{run}/task?task=say"), Value::Null).await;
+    assert_eq!((&task["path"], &task["history"][0]["state"]), (&json!("say"), &json!("PENDING")));
     checked
         .succeed("GET", &format!("/api/v1/pipelines/runs/{run}/log?task=say&attempt=1&follow=false"), Value::Null)
         .await;
@@ -645,6 +654,7 @@ async fn errors_match_the_document() {
         ("owner", "GET", "/api/v1/runs/team-a/missing", Value::Null, "exec.not_found"),
         ("owner", "POST", "/api/v1/runs", json!({"kind": "Pod"}), "exec.manifest"),
         ("owner", "GET", "/api/v1/pipelines/runs/missing", Value::Null, "pipeline.not_found"),
+        ("owner", "GET", "/api/v1/pipelines/runs/missing/task?task=x", Value::Null, "pipeline.not_found"),
         ("inferrer", "GET", "/api/v1/pipelines/runs/missing", Value::Null, "pipeline.forbidden"),
         ("owner", "GET", "/api/v1/deployments/missing", Value::Null, "serve.not_found"),
         ("owner", "POST", "/api/v1/deployments", json!({"kind": "Pod"}), "serve.manifest"),
