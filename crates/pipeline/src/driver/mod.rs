@@ -231,9 +231,9 @@ impl Runner for Driver {
 
     fn read_artifact(
         &self,
-        _namespace: String,
+        namespace: String,
         artifact: Artifact,
     ) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
-        self.inner.launcher.read(artifact)
+        self.inner.launcher.read(namespace, artifact)
     }
 }

@@ -360,7 +360,7 @@ impl Launcher for FullLauncher {
     fn has(&self, _: Outputs) -> BoxFuture<'static, bool> {
         Box::pin(std::future::ready(true))
     }
-    fn read(&self, _: Artifact) -> BoxFuture<'static, Result<ArtifactStream, slipway_pipeline::Error>> {
+    fn read(&self, _: String, _: Artifact) -> BoxFuture<'static, Result<ArtifactStream, slipway_pipeline::Error>> {
         Box::pin(std::future::ready(Err(slipway_pipeline::Error::NotFound("no content".into()))))
     }
     fn forget(&self, _: String, _: String) -> BoxFuture<'static, Result<(), slipway_pipeline::Error>> {
@@ -371,7 +371,7 @@ impl Launcher for FullLauncher {
 /// Runs a pipeline of one step to its end, and returns the id of the run.
 async fn run_pipeline(server: &TestServer) -> String {
     let platform = &server.platform;
-    let tracker = crate::pipeline::tracker(platform.tracking.clone());
+    let tracker = crate::pipeline::tracker(platform.tracking.clone(), false);
     let settings = Settings { pipeline_root: "/artifacts".into(), max_parallel_tasks: 1 };
     platform.pipeline_runner.set(Driver::new(platform.database.clone(), Arc::new(FullLauncher), tracker, settings));
     let outputs = json!({"parameters": {"Output": {"parameterType": "STRING"}},

@@ -10,14 +10,12 @@
 //! | [`step`] | how an attempt is started |
 //! | [`variables`] | environment variables of steps |
 //! | [`volumes`] | claims, secrets and empty folders |
-//! | [`content`] | digests of output artifacts |
 //!
 //! An attempt is started once: whoever creates the file `started` in its folder may start the program. Its processes outlive the server;
 //! the next server reads the files of the attempt and waits for its end.
 
 mod attempt;
 mod command;
-mod content;
 mod environments;
 mod images;
 mod interpreter;
@@ -44,7 +42,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::error::Error;
 use crate::executor_input::read_outputs;
-use crate::launch::{ArtifactStream, AttemptId, Launcher};
+use crate::launch::{ArtifactStream, AttemptId, Launcher, content, end_of};
 use crate::model::{Artifact, Failure, Launch, Outcome, Outputs};
 use crate::placeholder::Paths;
 
@@ -135,16 +133,6 @@ struct Inner {
     slots: Semaphore,
     /// Attempts that a future of this process waits for, by folder; notified when they are stopped.
     active: Mutex<HashMap<PathBuf, Weak<Notify>>>,
-}
-
-/// The last bytes of a text, from the start of a line where possible.
-fn end_of(text: &str, bytes: usize) -> &str {
-    let mut at = text.len().saturating_sub(bytes);
-    while !text.is_char_boundary(at) {
-        at += 1;
-    }
-    let end = &text[at..];
-    if at == 0 { end } else { end.split_once('\n').map_or(end, |(_, lines)| lines) }
 }
 
 fn permanent(message: impl Into<String>) -> Failure {
@@ -366,7 +354,7 @@ impl Launcher for LocalLauncher {
         .boxed()
     }
 
-    fn read(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+    fn read(&self, _namespace: String, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
         let artifacts = self.inner.settings.artifacts.clone();
         async move {
             let opened = tokio::task::spawn_blocking(move || content::open(&artifacts, &artifact));
