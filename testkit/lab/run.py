@@ -23,6 +23,7 @@ import urllib.request
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import clusterfile
 import data
+import pipelines
 import runs
 import shared
 from cluster import NAMESPACE, Lab, eventually
@@ -593,6 +594,7 @@ def domains(lab):
 
 
 SUITE.tests += runs.SUITE.tests
+SUITE.tests += pipelines.SUITE.tests
 
 
 @test(limit=600)

@@ -58,6 +58,10 @@ pub const NVML_LIB: &str = "SLIPWAY_NVML_LIB";
 pub const GPU_FIXTURE: &str = "SLIPWAY_GPU_FIXTURE";
 /// The namespace of the installation that this server belongs to; set only in a cluster.
 pub const NAMESPACE: &str = "SLIPWAY_NAMESPACE";
+/// The image of the installation that this server belongs to, from which the pods of pipelines get slipway's program.
+pub const IMAGE: &str = "SLIPWAY_IMAGE";
+/// When that image is pulled: `Always`, `IfNotPresent` or `Never`.
+pub const IMAGE_PULL_POLICY: &str = "SLIPWAY_IMAGE_PULL_POLICY";
 /// The name of the pod that this server runs in.
 pub const POD: &str = "SLIPWAY_POD";
 

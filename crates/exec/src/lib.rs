@@ -131,6 +131,8 @@ impl Tracked {
             (slipway_core::ids::RUN_TAG.into(), format!("{}/{}", metadata.namespace, metadata.name)),
         ];
         tags.extend(source.iter().flat_map(|source| source.tags()));
+        let parent = metadata.annotations.get(manifest::PARENT_RUN);
+        tags.extend(parent.map(|id| ("mlflow.parentRunId".to_owned(), id.clone())));
         // What the run needs is listed first: a dataset that is recorded twice keeps its first record.
         let data = status.data.iter().chain(source.iter().flat_map(|source| &source.data)).cloned().collect();
         Self {

@@ -62,6 +62,8 @@ pub struct Metadata {
 
 /// Annotation with the name of the user who submitted a run.
 pub const SUBMITTED_BY: &str = "slipway.dev/submitted-by";
+/// Annotation with the id of the tracked run that shows a run below itself.
+pub const PARENT_RUN: &str = "slipway.dev/parent-run";
 
 /// The program of a run, with its environment, resources, retries and deadline.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -103,6 +105,12 @@ pub struct RunSpec {
     /// As in a pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Value>,
+    /// As in a pod. Clusters only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub init_containers: Vec<Value>,
+    /// Annotations of the pod. Clusters only; a single machine ignores them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pod_annotations: BTreeMap<String, String>,
     /// Versions of data that the run needs. It starts when they are there.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<DataVolume>,

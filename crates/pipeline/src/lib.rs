@@ -14,6 +14,7 @@
 //! | [`driver`] | carries runs out: records, launches, timers |
 //! | [`tracker`] | the seam to the tracking store |
 //! | [`launch`] | the seam to what executes tasks |
+//! | [`step`] | the program in the pod of a step |
 //! | [`entity`] | what is stored: pipelines, versions, experiments, runs, recurring runs |
 //! | [`listing`] | filters, order and pages of lists |
 //! | [`schedule`] | when a recurring run is due |
@@ -48,6 +49,7 @@ mod proto_json;
 pub mod repo;
 pub mod schedule;
 pub mod service;
+pub mod step;
 pub mod tracker;
 pub mod value;
 

@@ -164,6 +164,8 @@ pub struct RunInfo {
     pub pipeline_name: String,
     /// Root of the artifacts' URIs.
     pub pipeline_root: String,
+    /// Service account of its pods; that of the namespace if empty.
+    pub service_account: String,
     /// When the run was created, in milliseconds since the Unix epoch.
     pub created_at: i64,
     /// When the run was due, in milliseconds since the Unix epoch.

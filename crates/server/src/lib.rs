@@ -44,7 +44,7 @@ mod ui;
 
 pub use addresses::Addresses;
 pub use certificates::CertificateSource;
-pub use cluster::{ControllerMetric, Kubernetes, Mint, NodesFuture};
+pub use cluster::{ControllerMetric, Image, Kubernetes, Mint, NodesFuture};
 pub use error::ServerError;
 pub use listen::{ConnectionCounts, Connections, Limits};
 pub use platform::{Platform, Stores};

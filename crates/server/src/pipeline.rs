@@ -7,14 +7,20 @@ pub(crate) mod views;
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use slipway_access::Routes;
 use slipway_core::home::Home;
-use slipway_exec::LocalProcesses;
+use slipway_exec::{ExecError, Executor, LocalProcesses};
 use slipway_pipeline::driver::{self, Driver};
+use slipway_pipeline::launch::Launcher;
 use slipway_pipeline::launch::local::{ImageMapping, LocalLauncher, Settings};
+use slipway_pipeline::launch::pods::{self, Claims, PodLauncher};
 use slipway_pipeline::service::{Options, Service};
+use slipway_pipeline::step::install;
 use slipway_store::{Database, Limits};
 
-use crate::{Mint, Platform, ServerError};
+use crate::{Kubernetes, Mint, Platform, ServerError};
 pub(crate) use runner::PipelineRunner;
 pub(crate) use tracker::PipelineTracker;
 
@@ -24,6 +30,12 @@ const MAX_PARALLEL_TASKS: usize = 256;
 /// Opens the service. Runs can be started once the runner has a driver.
 pub(crate) async fn open(database: Database, runner: PipelineRunner) -> Result<Service, ServerError> {
     Ok(Service::open(database, Arc::new(runner), Options::default()).await?)
+}
+
+/// Opens the service of a server in a cluster, whose namespaces are tenants.
+pub(crate) async fn open_in_cluster(platform: &Platform, cluster: &dyn Kubernetes) -> Result<Service, ServerError> {
+    let options = Options { namespace: cluster.namespace().to_owned(), multi_user: true, ..Options::default() };
+    Ok(Service::open(platform.database.clone(), Arc::new(platform.pipeline_runner.clone()), options).await?)
 }
 
 /// What the server gives to every step on this machine.
@@ -55,11 +67,64 @@ pub(crate) async fn execute_here(
     let pipeline_root = folders.artifacts.display().to_string();
     let Steps { variables, inherited, images, mint, limits, runs } = steps;
     let settings = Settings { variables, inherited, images, mint: Some(mint), limits, runs: Some(runs), ..folders };
-    let launcher = LocalLauncher::new(settings);
+    start(platform, Arc::new(LocalLauncher::new(settings)), tracker, pipeline_root).await
+}
+
+/// Starts the execution of runs as pods, and takes up those of an earlier server. Returns the routes for the pods.
+pub(crate) async fn execute_in_cluster(
+    platform: &Platform,
+    cluster: &Arc<dyn Kubernetes>,
+    tracker: Arc<PipelineTracker>,
+    executor: Arc<dyn Executor>,
+) -> Result<Routes, ServerError> {
+    if platform.database.is_shared() {
+        // Two servers must not carry out the same run.
+        platform.pipeline_runner.refuse("pipelines are not executed by several control planes that share a database");
+        return Ok(Routes::new());
+    }
+    let Some(image) = cluster.image() else {
+        let variable = slipway_core::env::IMAGE;
+        platform.pipeline_runner.refuse(format!("pipelines need the image of this installation in {variable}"));
+        return Ok(Routes::new());
+    };
+    let program = install::command(pods::FOLDER)
+        .map_err(|source| ServerError::Home { path: "/proc/self/maps".into(), source })?;
+    let launcher = PodLauncher::new(
+        executor,
+        Arc::new(ClusterClaims(Arc::clone(cluster))),
+        platform.database.clone(),
+        platform.objects.pipelines()?,
+        pods::Settings { image: image.name, pull_policy: image.pull_policy, program },
+    );
+    let routes = launcher.routes();
+    start(platform, Arc::new(launcher), tracker, pods::PIPELINE_ROOT.to_owned()).await?;
+    Ok(routes)
+}
+
+async fn start(
+    platform: &Platform,
+    launcher: Arc<dyn Launcher>,
+    tracker: Arc<PipelineTracker>,
+    pipeline_root: String,
+) -> Result<(), ServerError> {
     let settings = driver::Settings { pipeline_root, max_parallel_tasks: MAX_PARALLEL_TASKS };
-    let driver = Driver::new(platform.database.clone(), Arc::new(launcher), tracker, settings);
+    let driver = Driver::new(platform.database.clone(), launcher, tracker, settings);
     driver.notify_at_ends(platform.pipelines.schedules_changed());
     driver.resume().await?;
     platform.pipeline_runner.set(driver);
     Ok(())
+}
+
+/// The claims of the cluster.
+#[derive(Debug)]
+struct ClusterClaims(Arc<dyn Kubernetes>);
+
+impl Claims for ClusterClaims {
+    fn create(&self, claim: Value) -> BoxFuture<'_, Result<(), ExecError>> {
+        self.0.create_claim(claim)
+    }
+
+    fn delete<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), ExecError>> {
+        self.0.delete_claim(namespace, name)
+    }
 }

@@ -38,6 +38,8 @@ pub struct Platform {
     pub(crate) pipeline_runner: PipelineRunner,
     /// The database. The server closes it when it stops.
     pub database: Database,
+    /// The object store.
+    pub(crate) objects: Objects,
     /// The state folder.
     pub(crate) home: Home,
     /// Metrics of requests to the control plane.
@@ -143,7 +145,7 @@ impl Platform {
             Some(url) => Objects::connect_with(url, home.work().join("objects"), stores.uploads)?,
         };
         let data = slipway_data::service::Service::open(&objects)?;
-        let tracking = Tracking::open(database.clone(), objects).await?;
+        let tracking = Tracking::open(database.clone(), objects.clone()).await?;
         let runtime = Runtime::choose(runtime, library.as_deref())?;
         let gateway = Gateway::open(
             database.clone(),
@@ -161,6 +163,7 @@ impl Platform {
             pipeline_runner,
             data_catalog: Catalog::new(database.clone(), &home.work().join("data-repositories")),
             database,
+            objects,
             home: home.clone(),
             request_metrics: Arc::default(),
             gpus: Arc::default(),

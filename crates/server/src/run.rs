@@ -110,9 +110,12 @@ impl Server {
         if options.gateway_only && (options.stores.database.is_none() || options.stores.objects.is_none()) {
             return Err(ServerError::NotShared);
         }
-        let platform = Platform::open(&options.home, &options.stores, options.runtime, options.onnxruntime.clone())
+        let mut platform = Platform::open(&options.home, &options.stores, options.runtime, options.onnxruntime.clone())
             .await?
             .with_cluster(options.cluster.clone());
+        if let Some(cluster) = &options.cluster {
+            platform.pipelines = pipeline::open_in_cluster(&platform, &**cluster).await?;
+        }
         // Create the token before clients can find this server.
         let token_unusable = |source| ServerError::Home { path: options.home.token_file(), source };
         // In a cluster there is no owner token: callers are the cluster's users, and files on the volume are readable by its group.
@@ -180,8 +183,11 @@ impl Server {
             match &options.cluster {
                 Some(cluster) => {
                     let routes = crate::controller::routes(Arc::<RunTracker>::clone(&tracker), Arc::clone(&mint));
-                    controller_routes = routes;
-                    platform.set_executor(cluster.executor(tracker, mint));
+                    let executor = cluster.executor(tracker, mint);
+                    let steps =
+                        pipeline::execute_in_cluster(&platform, cluster, pipeline_tracker, Arc::clone(&executor));
+                    controller_routes = routes.merge(steps.await?);
+                    platform.set_executor(executor);
                 }
                 None => {
                     let runs = open_local_executor(

@@ -251,6 +251,9 @@ impl Inner {
                 "spec.envFrom and spec.resourceClaims need a cluster; use spec.env and spec.resources".into(),
             );
         }
+        if !spec.init_containers.is_empty() {
+            return invalid("spec.initContainers needs a cluster".into());
+        }
         for mount in &spec.volume_mounts {
             // Nothing is mounted: the program sees the files of this machine.
             if !Path::new(&mount.mount_path).exists() {

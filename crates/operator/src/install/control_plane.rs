@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use slipway_core::env;
 use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
@@ -177,6 +178,8 @@ fn workload(values: &Values, workload: &Workload<'_>) -> Vec<Value> {
         json!({"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}),
         json!({"name": "SLIPWAY_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
         json!({"name": "SLIPWAY_CONTROLLER", "value": "apart"}),
+        json!({"name": env::IMAGE, "value": values.image_name()}),
+        json!({"name": env::IMAGE_PULL_POLICY, "value": values.image.pull_policy}),
     ];
     let mut mounts = vec![
         json!({"name": "state", "mountPath": "/var/lib/slipway"}),

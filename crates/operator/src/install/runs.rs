@@ -78,6 +78,8 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             _ => json!([
                 {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["create"]},
                 {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+                // Steps of pipelines that create and delete volumes.
+                {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["create", "delete"]},
             ]),
         };
         all.push(cluster_wide("ClusterRole", &role, json!({"rules": rules})));

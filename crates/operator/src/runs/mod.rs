@@ -6,10 +6,12 @@
 //! |---|---|
 //! | `pod` | renders the pod and the secret of an attempt, and derives the observation from a pod |
 //! | `known` | the cache of runs and pods, filled by watches |
+//! | `claims` | persistent volume claims of pipelines |
 //! | `queues` | queues of Kueue, Volcano and the KAI scheduler; placement by topology |
 //! | `controller` | reconciles runs with their pods |
 //! | `usage` | GPU usage of attempts |
 
+mod claims;
 mod controller;
 mod data;
 mod known;
@@ -38,6 +40,7 @@ use crate::participant::Participant;
 use crate::{Api, KubeError, Resource};
 
 pub use crate::names::{FINALIZER, RUN_LABEL};
+pub use claims::Claims;
 pub use queues::DefaultQueues;
 
 /// `slipway.dev/v1 Run`.

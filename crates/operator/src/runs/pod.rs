@@ -161,6 +161,7 @@ pub(super) fn object(
             pod.insert(key.into(), value);
         }
     };
+    put("initContainers", json!(spec.init_containers), !spec.init_containers.is_empty());
     put("containers", json!([container]), true);
     // Each attempt has its own pod, and thus its own log and node.
     put("restartPolicy", json!("Never"), true);
@@ -182,11 +183,13 @@ pub(super) fn object(
     put("activeDeadlineSeconds", json!(limit.map(|ms| (ms.max(1000) + 999) / 1000)), limit.is_some());
     let mut all_labels: Map<String, Value> = metadata.labels.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     all_labels.extend(labels(metadata, attempt));
+    let mut annotations: Map<String, Value> = spec.pod_annotations.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+    annotations.extend(placement_annotations(metadata));
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
             "name": name(&metadata.name, attempt), "namespace": metadata.namespace, "labels": all_labels,
-            "annotations": placement_annotations(metadata), "finalizers": [FINALIZER], "ownerReferences": [owner(metadata)],
+            "annotations": annotations, "finalizers": [FINALIZER], "ownerReferences": [owner(metadata)],
         },
         "spec": pod,
     })
@@ -287,7 +290,8 @@ fn observe(object: &Value) -> Observation {
                 let outcome = Outcome::Disrupted(reason, message);
                 return Observation::Finished { started_at: None, finished_at: now_ms(), node, outcome };
             }
-            let waiting = &state["waiting"];
+            // While an init container waits, the container waits only for it.
+            let waiting = init_states(object, "waiting").next().map_or(&state["waiting"], |(_, waiting)| waiting);
             let conditions = status["conditions"].as_array();
             let unscheduled =
                 conditions.into_iter().flatten().find(|c| c["type"] == "PodScheduled" && c["status"] == "False");
@@ -298,6 +302,15 @@ fn observe(object: &Value) -> Observation {
             Observation::Waiting { reason, message }
         }
     }
+}
+
+/// The init containers of a pod that are in a state, such as `waiting`: their names and the details of the state.
+fn init_states<'a>(object: &'a Value, state: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+    let containers = object["status"]["initContainerStatuses"].as_array();
+    containers.into_iter().flatten().filter_map(move |container| {
+        let details = &container["state"][state];
+        details.is_object().then(|| (container["name"].as_str().unwrap_or_default(), details))
+    })
 }
 
 /// Reason and message with which Kueue deletes a pod that was never scheduled, as when its workload is deleted. No kubelet ends such a pod.
@@ -325,6 +338,15 @@ fn outcome(object: &Value, terminated: &Value) -> Outcome {
     }
     if let Some((reason, message)) = queues::eviction(object) {
         return Outcome::Disrupted(reason, message);
+    }
+    let failed_init = init_states(object, "terminated").find(|(_, terminated)| terminated["exitCode"] != 0);
+    if let (Some((name, details)), None, "") = (failed_init, code, reason) {
+        let message = format!(
+            "the init container {name} exited with code {}: {}",
+            details["exitCode"],
+            text(&details["message"])
+        );
+        return Outcome::CannotStart("InitError".into(), message);
     }
     if DISRUPTION_REASONS.contains(&reason) || (!reason.is_empty() && code.is_none()) {
         // A reason without an exit code: the kubelet rejected the pod, because another pod took its resources meanwhile.
@@ -385,6 +407,10 @@ mod tests {
         let preempted = json!({"phase": "Failed", "containerStatuses": terminated("Error", 143), "conditions": [
             {"type": "TerminationTarget", "status": "True", "reason": "WorkloadEvictedDueToPreempted", "message": "a higher priority"}]});
         assert_eq!(outcome_of(preempted), Outcome::Disrupted("Preempted".into(), "a higher priority".into()));
+        let uninitialized = json!({"phase": "Failed", "containerStatuses": [{"state": {"waiting": {}}}],
+            "initContainerStatuses": [{"name": "a", "state": {"terminated": {"exitCode": 2, "message": "why"}}}]});
+        let message = "the init container a exited with code 2: why".to_owned();
+        assert_eq!(outcome_of(uninitialized), Outcome::CannotStart("InitError".into(), message));
         let refused = json!({"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no such device"});
         assert_eq!(outcome_of(refused), Outcome::Disrupted("UnexpectedAdmissionError".into(), "no such device".into()));
     }
@@ -396,6 +422,13 @@ mod tests {
         let expected =
             Observation::Waiting { reason: "Unschedulable".into(), message: "0/2 nodes are available".into() };
         assert_eq!(observe(&pod(unschedulable)), expected);
+        let initializing = json!({"phase": "Pending",
+            "initContainerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ErrImagePull"}}}],
+            "containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}]});
+        assert_eq!(
+            observe(&pod(initializing)),
+            Observation::Waiting { reason: "ErrImagePull".into(), message: String::new() }
+        );
         let image =
             json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]});
         assert_eq!(

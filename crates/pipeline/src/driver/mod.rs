@@ -244,7 +244,11 @@ impl Runner for Driver {
         })
     }
 
-    fn read_artifact(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
-        self.inner.launcher.read(artifact)
+    fn read_artifact(
+        &self,
+        namespace: String,
+        artifact: Artifact,
+    ) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+        self.inner.launcher.read(namespace, artifact)
     }
 }

@@ -1,6 +1,9 @@
 //! The seam to what executes tasks: processes of this machine, or pods.
 
+mod claims;
+pub(crate) mod content;
 pub mod local;
+pub mod pods;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -53,8 +56,32 @@ pub trait Launcher: std::fmt::Debug + Send + Sync {
     }
     /// Whether the content of all artifacts among the outputs is still there, so that another task can use it.
     fn has(&self, outputs: Outputs) -> BoxFuture<'static, bool>;
-    /// The content of an artifact that a task of this launcher made. [`Error::NotFound`] if it has none, as one that is a folder.
-    fn read(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>>;
+    /// The content of an artifact that a task of this launcher made, for a caller who may read those of this namespace. [`Error::NotFound`] if it has none, as one that is a folder.
+    fn read(&self, namespace: String, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>>;
     /// Deletes what is kept of the attempts of a run: logs and working folders.
     fn forget(&self, namespace: String, run_id: String) -> BoxFuture<'static, Result<(), Error>>;
+}
+
+/// Maximum characters of a text in the name of a file.
+const MAX_NAME_LENGTH: usize = 60;
+
+/// A text as the name of a file or folder. Different texts can have the same name.
+pub(crate) fn file_name(text: &str) -> String {
+    let name: String = text
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
+        .take(MAX_NAME_LENGTH)
+        .collect();
+    let name = name.trim_start_matches('.');
+    if name.is_empty() { "-".to_owned() } else { name.to_owned() }
+}
+
+/// The last bytes of a text, from the start of a line where possible.
+pub(crate) fn end_of(text: &str, bytes: usize) -> &str {
+    let mut at = text.len().saturating_sub(bytes);
+    while !text.is_char_boundary(at) {
+        at += 1;
+    }
+    let end = &text[at..];
+    if at == 0 { end } else { end.split_once('\n').map_or(end, |(_, lines)| lines) }
 }

@@ -8,6 +8,7 @@ pub(crate) mod pipelines;
 pub(crate) mod recurring;
 pub mod runs;
 pub(crate) mod specs;
+pub(crate) mod steps;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
@@ -20,8 +21,10 @@ use slipway_store::sql::{Result as Read, Row};
 pub use page::Page;
 
 /// The database migrations of this crate, for [`slipway_store::Database::open`].
-pub const MIGRATION: Migration =
-    Migration { domain: "pipeline", steps: &[include_str!("../../migrations/001_pipelines.sql")] };
+pub const MIGRATION: Migration = Migration {
+    domain: "pipeline",
+    steps: &[include_str!("../../migrations/001_pipelines.sql"), include_str!("../../migrations/002_steps.sql")],
+};
 
 /// A JSON column.
 fn json<T: DeserializeOwned + Default>(row: &Row<'_>, index: usize) -> Read<T> {

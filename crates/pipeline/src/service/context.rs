@@ -37,6 +37,7 @@ impl RunContext {
             resource_name: ids::resource_name(&run.pipeline_name, &run.run_id),
             pipeline_name: run.pipeline_name.clone(),
             pipeline_root: root.to_owned(),
+            service_account: run.service_account.clone(),
             created_at: run.created_at,
             scheduled_at: run.scheduled_at,
         };

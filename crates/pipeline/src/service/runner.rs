@@ -32,5 +32,6 @@ pub trait Runner: std::fmt::Debug + Send + Sync {
         follow: bool,
     ) -> BoxFuture<'static, Result<LogStream, Error>>;
     /// The content of an artifact. [`Error::NotFound`] if it has none, as one that is a folder.
-    fn read_artifact(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>>;
+    fn read_artifact(&self, namespace: String, artifact: Artifact)
+    -> BoxFuture<'static, Result<ArtifactStream, Error>>;
 }

@@ -341,10 +341,11 @@ impl Service {
     ) -> Result<(Option<Bytes>, ArtifactStream), Error> {
         use futures_util::TryStreamExt as _;
         let path = self.task_path(&run_id, node).await?;
+        let namespace = self.run(&run_id)?.namespace;
         let missing = format!("artifact runs/{run_id}/nodes/{node}/artifacts/{name} not found");
         let found = self.db.read_now(|c| repo::artifacts::of_output(c, &run_id, &path, &name))?;
         let artifact = found.into_iter().next().ok_or(Error::NotFound(missing))?;
-        let mut stream = self.runner.read_artifact(artifact).await?;
+        let mut stream = self.runner.read_artifact(namespace, artifact).await?;
         Ok((stream.try_next().await?, stream))
     }
 }

@@ -14,6 +14,8 @@ use slipway_pipeline::service::{ArtifactStream, Runner};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PipelineRunner {
     driver: Arc<OnceLock<Driver>>,
+    /// Why this server executes no pipelines, if that is known.
+    refusal: Arc<OnceLock<String>>,
 }
 
 impl PipelineRunner {
@@ -23,6 +25,12 @@ impl PipelineRunner {
         let _ = self.driver.set(driver);
     }
 
+    /// Sets the reason why this server executes no pipelines.
+    pub(crate) fn refuse(&self, reason: impl Into<String>) {
+        // As in `set`.
+        let _ = self.refusal.set(reason.into());
+    }
+
     /// Whether runs can be started.
     pub(crate) fn has_driver(&self) -> bool {
         self.driver.get().is_some()
@@ -30,7 +38,9 @@ impl PipelineRunner {
 
     fn get(&self) -> Result<&Driver, Error> {
         let missing = || {
-            ExecError::Unreachable("pipelines need a running server with authentication, and not in a cluster".into())
+            let reason =
+                self.refusal.get().map_or("pipelines need a running server with authentication", String::as_str);
+            ExecError::Unreachable(reason.to_owned())
         };
         self.driver.get().ok_or_else(|| missing().into())
     }
@@ -79,9 +89,13 @@ impl Runner for PipelineRunner {
         }
     }
 
-    fn read_artifact(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+    fn read_artifact(
+        &self,
+        namespace: String,
+        artifact: Artifact,
+    ) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
         match self.get() {
-            Ok(driver) => driver.read_artifact(artifact),
+            Ok(driver) => driver.read_artifact(namespace, artifact),
             Err(error) => futures_util::future::ready(Err(error)).boxed(),
         }
     }

@@ -114,11 +114,19 @@ impl PipelineTracker {
         Self { tracking, isolated, active: Mutex::default() }
     }
 
-    async fn experiment_id(&self, name: &str) -> Result<String, Error> {
+    /// The id of the experiment of a run; created if necessary. An experiment of this name that belongs to another tenant is not used.
+    async fn experiment_id(&self, name: &str, namespace: &str) -> Result<String, Error> {
+        let of_tenant = format!("{namespace}/{name}");
+        let is_foreign = self
+            .tracking
+            .experiment_by_name(name)
+            .is_ok_and(|found| self.isolated && found.namespace().is_some_and(|owner| owner != namespace));
+        let name = if is_foreign { &of_tenant } else { name };
         if let Ok(found) = self.tracking.experiment_by_name(name) {
             return Ok(found.experiment_id);
         }
-        match self.tracking.create_experiment(name.to_owned(), None, Vec::new()).await {
+        let tags = if self.isolated { vec![tag(NAMESPACE_TAG, namespace)] } else { Vec::new() };
+        match self.tracking.create_experiment(name.to_owned(), None, tags).await {
             Err(error) if error.code == ErrorCode::ResourceAlreadyExists => {
                 Ok(self.tracking.experiment_by_name(name)?.experiment_id)
             }
@@ -142,7 +150,7 @@ impl PipelineTracker {
         if self.isolated {
             tags.push(tag(NAMESPACE_TAG, &run.namespace));
         }
-        let experiment_id = self.experiment_id(experiment).await?;
+        let experiment_id = self.experiment_id(experiment, &run.namespace).await?;
         let new = NewRun {
             run_id: Some(id),
             experiment_id,

@@ -360,7 +360,7 @@ impl Launcher for FullLauncher {
     fn has(&self, _: Outputs) -> BoxFuture<'static, bool> {
         Box::pin(std::future::ready(true))
     }
-    fn read(&self, _: Artifact) -> BoxFuture<'static, Result<ArtifactStream, slipway_pipeline::Error>> {
+    fn read(&self, _: String, _: Artifact) -> BoxFuture<'static, Result<ArtifactStream, slipway_pipeline::Error>> {
         Box::pin(std::future::ready(Err(slipway_pipeline::Error::NotFound("no content".into()))))
     }
     fn forget(&self, _: String, _: String) -> BoxFuture<'static, Result<(), slipway_pipeline::Error>> {

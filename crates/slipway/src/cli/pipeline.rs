@@ -87,6 +87,13 @@ pub(crate) enum Pipeline {
         #[command(flatten)]
         namespace: Namespace,
     },
+    /// Execute the step of this pod
+    #[command(hide = true, after_help = "Example:\n  slipway pipeline step --install /slipway-step")]
+    Step {
+        /// Copy this program to a folder, for pods with other images
+        #[arg(long, value_name = "FOLDER")]
+        install: Option<PathBuf>,
+    },
 }
 
 /// A namespace.

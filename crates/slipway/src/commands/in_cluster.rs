@@ -5,14 +5,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use serde_json::Value;
 use slipway_access::{Permission, Person};
 use slipway_core::env;
-use slipway_exec::{Executor, TokenRequest, Tracker};
+use slipway_exec::{ExecError, Executor, TokenRequest, Tracker};
 use slipway_operator::authority::{Reviews, User};
-use slipway_operator::runs::{DefaultQueues, Pods, RunController, Settings, TokenSource};
+use slipway_operator::runs::{Claims, DefaultQueues, Pods, RunController, Settings, TokenSource};
 use slipway_operator::{Api, nodes};
 use slipway_server::auth::Authority;
-use slipway_server::{ControllerMetric, Kubernetes, Mint, NodesFuture};
+use slipway_server::{ControllerMetric, Image, Kubernetes, Mint, NodesFuture};
 
 use crate::Failure;
 
@@ -67,6 +68,21 @@ impl Kubernetes for InCluster {
             let _ = self.controller.set(controller); // It cannot be set already: the server calls this once, when it starts.
         }
         Arc::new(Pods::new(self.api.clone(), self.namespace.clone()))
+    }
+
+    fn image(&self) -> Option<Image> {
+        let pull_policy = env::value(env::IMAGE_PULL_POLICY).unwrap_or_else(|| "IfNotPresent".into());
+        Some(Image { name: env::value(env::IMAGE)?, pull_policy })
+    }
+
+    fn create_claim(&self, claim: Value) -> BoxFuture<'_, Result<(), ExecError>> {
+        let claims = Claims::new(self.api.clone(), self.namespace.clone());
+        Box::pin(async move { claims.create(&claim).await })
+    }
+
+    fn delete_claim<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), ExecError>> {
+        let claims = Claims::new(self.api.clone(), self.namespace.clone());
+        Box::pin(async move { claims.delete(namespace, name).await })
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use slipway_core::env;
 use slipway_pipeline::ir::{self, ml_pipelines::component_spec::Implementation};
+use slipway_pipeline::step::{self, install};
 use slipway_pipeline::value;
 
 use super::Context;
@@ -48,6 +50,28 @@ pub(super) async fn run(context: &Context, verb: Pipeline) -> Result<(), Failure
             diff(context, &of(left).await?, &of(right).await?);
             Ok(())
         }
+        Pipeline::Step { install: Some(folder) } => install::install(&folder)
+            .map_err(|error| failure(format!("copying slipway to {}: {error}", folder.display()), "pipeline.io")),
+        Pipeline::Step { install: None } => execute_step().await,
+    }
+}
+
+/// Executes the step of this pod, and ends with the exit code of its program.
+async fn execute_step() -> Result<(), Failure> {
+    let variable = |name: &str| {
+        env::value(name).ok_or_else(|| {
+            failure(format!("{name} is not set; this command runs in the pods of pipelines only"), "pipeline.invalid")
+        })
+    };
+    let server = step::Server {
+        url: variable("MLFLOW_TRACKING_URI")?,
+        token: variable("MLFLOW_TRACKING_TOKEN")?,
+        authorities: env::value("MLFLOW_TRACKING_SERVER_CERT_PATH").map(PathBuf::from),
+    };
+    match step::execute(&server).await {
+        Ok(0) => Ok(()),
+        Ok(code) => std::process::exit(code),
+        Err(reason) => Err(failure(reason, "pipeline.io")),
     }
 }
 

@@ -14,7 +14,7 @@ use slipway_core::ids;
 use tokio::sync::mpsc;
 
 use super::limits::{Counter, Disk, SPACE_CHECK_INTERVAL_BYTES, check_part_number, check_part_numbers, is_older};
-use super::{DATA_DIR, Entry, Limits, PARTIAL_DIR, Reader, Source, is_reserved, segments};
+use super::{Entry, Limits, PARTIAL_DIR, Reader, Source, is_reserved, segments};
 use crate::StoreError;
 
 /// Maximum bytes of one chunk when an object is read.
@@ -71,8 +71,8 @@ impl Files {
     }
 
     /// The store in the folder of versioned data.
-    pub(super) fn versioned_data(&self) -> Result<Self, StoreError> {
-        Self::open(self.root.join(DATA_DIR), self.limits)
+    pub(super) fn folder(&self, name: &str) -> Result<Self, StoreError> {
+        Self::open(self.root.join(name), self.limits)
     }
 
     /// The path of an object or folder on disk.

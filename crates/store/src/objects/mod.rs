@@ -29,10 +29,12 @@ use remote::Remote;
 const PARTIAL_DIR: &str = ".part";
 /// Name of the folder of versioned data ([`Objects::versioned_data`]).
 const DATA_DIR: &str = ".data";
+/// Name of the folder of what steps of pipelines make ([`Objects::pipelines`]).
+const PIPELINES_DIR: &str = ".pipelines";
 
 /// Whether the first segment of a path is reserved for the store itself, so that no client can read or write below it.
 fn is_reserved(segment: &str) -> bool {
-    [PARTIAL_DIR, DATA_DIR].contains(&segment)
+    [PARTIAL_DIR, DATA_DIR, PIPELINES_DIR].contains(&segment)
 }
 
 /// A handle to an object store; cheap to clone.

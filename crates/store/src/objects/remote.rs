@@ -18,7 +18,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::limits::{Counter, Disk, check_part_number, check_part_numbers, is_older};
 use super::upload::{MAX_UPLOAD_BYTES, Upload};
-use super::{DATA_DIR, Entry, Limits, PARTIAL_DIR, Reader, Source, is_reserved, segments};
+use super::{Entry, Limits, PARTIAL_DIR, Reader, Source, is_reserved, segments};
 use crate::StoreError;
 use crate::bucket::HttpFactory;
 
@@ -92,8 +92,8 @@ impl Remote {
     }
 
     /// The store in the folder of versioned data.
-    pub(super) fn versioned_data(&self) -> Result<Self, StoreError> {
-        Ok(Self { prefix: self.key(&[DATA_DIR])?, ..self.clone() })
+    pub(super) fn folder(&self, name: &str) -> Result<Self, StoreError> {
+        Ok(Self { prefix: self.key(&[name])?, ..self.clone() })
     }
 
     /// The key of a path below the prefix, given as segments.

@@ -1,6 +1,6 @@
 //! What a store of content-addressed objects needs beside single objects: queries for many objects, and uploads that a client resumes.
 
-use super::{Kind, Objects, Reader, valid_upload_id};
+use super::{DATA_DIR, Kind, Objects, PIPELINES_DIR, Reader, valid_upload_id};
 use crate::StoreError;
 
 impl Objects {
@@ -9,9 +9,22 @@ impl Objects {
     /// # Errors
     /// [`StoreError::Object`] when its folder cannot be created.
     pub fn versioned_data(&self) -> Result<Self, StoreError> {
+        self.folder(DATA_DIR)
+    }
+
+    /// The store of what steps of pipelines make: a folder that no path of this store reaches, so that only the steps that a token belongs
+    /// to can read and write it.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] when its folder cannot be created.
+    pub fn pipelines(&self) -> Result<Self, StoreError> {
+        self.folder(PIPELINES_DIR)
+    }
+
+    fn folder(&self, name: &str) -> Result<Self, StoreError> {
         Ok(Self(match &self.0 {
-            Kind::Files(files) => Kind::Files(files.versioned_data()?),
-            Kind::Remote(remote) => Kind::Remote(remote.versioned_data()?),
+            Kind::Files(files) => Kind::Files(files.folder(name)?),
+            Kind::Remote(remote) => Kind::Remote(remote.folder(name)?),
         }))
     }
 

@@ -92,6 +92,8 @@ spec:
         - {name: SLIPWAY_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
         - {name: SLIPWAY_POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
         - {name: SLIPWAY_CONTROLLER, value: apart}
+        - {name: SLIPWAY_IMAGE, value: {{ include "slipway.image" $root }}}
+        - {name: SLIPWAY_IMAGE_PULL_POLICY, value: {{ $root.Values.image.pullPolicy }}}
         {{- with $server.database.secret }}
         - {name: SLIPWAY_DATABASE, valueFrom: {secretKeyRef: {name: {{ . }}, key: url}}}
         {{- end }}

@@ -94,7 +94,11 @@ impl Runner for Recorder {
         std::future::ready(Ok(log)).boxed()
     }
 
-    fn read_artifact(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+    fn read_artifact(
+        &self,
+        _namespace: String,
+        artifact: Artifact,
+    ) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
         if artifact.uri.is_empty() {
             return std::future::ready(Err(Error::NotFound("the artifact has no content".into()))).boxed();
         }

@@ -13,27 +13,13 @@ use std::path::{Path, PathBuf};
 use slipway_core::hex;
 
 use super::buckets;
-use crate::launch::AttemptId;
+use crate::launch::{AttemptId, file_name};
 use crate::model::{Artifact, Launch};
 use crate::placeholder::{Paths, Place};
-
-/// Maximum characters of a task's path in the name of its folder.
-const MAX_NAME_LENGTH: usize = 60;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Attempt {
     pub(super) folder: PathBuf,
-}
-
-/// A text as the name of a folder. Different texts can have the same name.
-pub(super) fn file_name(text: &str) -> String {
-    let name: String = text
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
-        .take(MAX_NAME_LENGTH)
-        .collect();
-    let name = name.trim_start_matches('.');
-    if name.is_empty() { "-".to_owned() } else { name.to_owned() }
 }
 
 /// A text as the name of a folder that no other text has.

@@ -13,9 +13,9 @@ use slipway_core::tls::{self, Trust};
 use slipway_store::{Limits, Objects, StoreError};
 use tokio::io::AsyncWriteExt;
 
-use super::content;
 use crate::error::Error;
 use crate::launch::ArtifactStream;
+use crate::launch::content;
 
 /// Schemes of buckets: as URIs of artifacts have them, as the store has them, and the prefix of the environment variables with their settings.
 /// Kubeflow's own MinIO is a service with S3's protocol.

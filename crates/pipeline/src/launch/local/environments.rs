@@ -246,7 +246,7 @@ impl Environments {
             return Ok(text(&output.stdout));
         }
         let reason = [text(&output.stderr), text(&output.stdout)].into_iter().find(|t| !t.trim().is_empty());
-        Err(format!("{what}: {}", super::end_of(reason.unwrap_or_default().trim(), MAX_ERROR_BYTES)))
+        Err(format!("{what}: {}", crate::launch::end_of(reason.unwrap_or_default().trim(), MAX_ERROR_BYTES)))
     }
 
     /// Removes environments beyond the limit, those that were not used for the longest time first; never one that is in use. Best effort:

@@ -11,7 +11,6 @@
 //! | [`resources`] | processors, memory and accelerators that steps occupy |
 //! | [`variables`] | environment variables of steps |
 //! | [`volumes`] | claims, secrets, config maps and empty folders |
-//! | [`content`] | digests of output artifacts |
 //! | [`buckets`] | artifacts in buckets: copies of inputs, delivery of outputs |
 //!
 //! An attempt is started once: whoever creates the file `started` in its folder may start the program. Its processes outlive the server;
@@ -20,7 +19,6 @@
 mod attempt;
 mod buckets;
 mod command;
-mod content;
 mod environments;
 mod images;
 mod interpreter;
@@ -49,7 +47,7 @@ use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::executor_input::read_outputs;
-use crate::launch::{ArtifactStream, AttemptId, Launcher};
+use crate::launch::{ArtifactStream, AttemptId, Launcher, content, end_of};
 use crate::model::{Artifact, Failure, Launch, Outcome, Outputs};
 use crate::placeholder::{Paths, Place};
 
@@ -163,16 +161,6 @@ struct Inner {
     room: Room,
     /// Attempts that a future of this process waits for, by folder; notified when they are stopped.
     active: Mutex<HashMap<PathBuf, Weak<Notify>>>,
-}
-
-/// The last bytes of a text, from the start of a line where possible.
-fn end_of(text: &str, bytes: usize) -> &str {
-    let mut at = text.len().saturating_sub(bytes);
-    while !text.is_char_boundary(at) {
-        at += 1;
-    }
-    let end = &text[at..];
-    if at == 0 { end } else { end.split_once('\n').map_or(end, |(_, lines)| lines) }
 }
 
 fn permanent(message: impl Into<String>) -> Failure {
@@ -452,7 +440,7 @@ impl Launcher for LocalLauncher {
         .boxed()
     }
 
-    fn read(&self, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
+    fn read(&self, _namespace: String, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>> {
         let inner = Arc::clone(&self.inner);
         async move {
             if buckets::is_bucket(&artifact.uri) {

@@ -57,7 +57,7 @@ impl Inner {
     pub(super) async fn prepare(&self, launch: &Launch, attempt: &Attempt, paths: &Paths) -> Result<Prepared, Failure> {
         let pod = pod_settings(launch).map_err(permanent)?;
         let image = pod.spec.image.clone().unwrap_or_default();
-        let claims = self.settings.volumes.join(super::attempt::file_name(&launch.run.namespace));
+        let claims = self.settings.volumes.join(crate::launch::file_name(&launch.run.namespace));
         if let Some(done) = volumes::execute(&image, launch, &claims) {
             return done.map(Prepared::Done);
         }

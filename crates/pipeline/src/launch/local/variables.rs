@@ -127,7 +127,7 @@ fn field(path: &str, launch: &Launch, pod: &PodSettings) -> Result<String, Strin
         return Ok(pod.annotations.get(key).cloned().unwrap_or_default());
     }
     Ok(match path {
-        "metadata.name" => super::attempt::file_name(&format!("{}-{}", run.resource_name, launch.path)),
+        "metadata.name" => crate::launch::file_name(&format!("{}-{}", run.resource_name, launch.path)),
         "metadata.namespace" => run.namespace.clone(),
         "metadata.uid" => run.run_id.clone(),
         "spec.nodeName" => rustix::system::uname().nodename().to_string_lossy().into_owned(),

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use slipway_exec::RunSpec;
 
 use super::programs;
+use crate::launch::claims::{self, Request};
 use crate::model::{Failure, Launch, Outputs};
 
 /// Shared memory, which every machine has.
@@ -129,37 +130,26 @@ pub(super) fn wrapped(mounts: &[Mount], command: Vec<String>) -> Option<Vec<Stri
 
 /// Executes the steps that create and delete claims, which have no program; `None` for any other image.
 pub(super) fn execute(image: &str, launch: &Launch, claims: &Path) -> Option<Result<Outputs, Failure>> {
-    let name = image.split(':').next().unwrap_or(image);
-    let done = match name {
-        "argostub/createpvc" => create_claim(launch, claims),
-        "argostub/deletepvc" => delete_claim(launch, claims),
-        _ => return None,
-    };
+    let done = claims::request(image, launch)?.and_then(|request| {
+        match &request {
+            Request::Create(claim) => create(&named_claim(claims, &claim.name)?)?,
+            Request::Delete(name) => delete(&named_claim(claims, name)?)?,
+        }
+        Ok(request.outputs())
+    });
     Some(done.map_err(|message| Failure { message, exit_code: None, is_permanent: true }))
 }
 
-fn parameter<'a>(launch: &'a Launch, name: &str) -> Option<&'a str> {
-    launch.inputs.parameters.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
-}
-
-fn create_claim(launch: &Launch, claims: &Path) -> Result<Outputs, String> {
-    let name = match (parameter(launch, "pvc_name"), parameter(launch, "pvc_name_suffix")) {
-        (Some(name), None) => name.to_owned(),
-        (None, Some(suffix)) => format!("{}{suffix}", launch.run.resource_name),
-        _ => return Err("CreatePVC needs one of pvc_name and pvc_name_suffix".into()),
-    };
-    if !is_name(&name) {
-        return Err(format!("'{name}' cannot be the name of a volume"));
-    }
-    create(&claims.join(&name))?;
-    Ok(Outputs { parameters: [("name".to_owned(), json!(name))].into(), ..Outputs::default() })
+fn named_claim(claims: &Path, name: &str) -> Result<PathBuf, String> {
+    if is_name(name) { Ok(claims.join(name)) } else { Err(format!("'{name}' cannot be the name of a volume")) }
 }
 
 /// Deletes a claim, whether or not it still exists, so that a repeated attempt succeeds.
-fn delete_claim(launch: &Launch, claims: &Path) -> Result<Outputs, String> {
-    let name = parameter(launch, "pvc_name").filter(|name| is_name(name)).ok_or("DeletePVC needs pvc_name")?;
-    match std::fs::remove_dir_all(claims.join(name)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("deleting volume '{name}': {error}")),
-        _ => Ok(Outputs::default()),
+fn delete(claim: &Path) -> Result<(), String> {
+    match std::fs::remove_dir_all(claim) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("deleting the volume {}: {error}", claim.display()))
+        }
+        _ => Ok(()),
     }
 }

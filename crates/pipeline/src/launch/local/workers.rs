@@ -149,7 +149,7 @@ async fn start(
     }
     let _ = child.kill().await; // fails if it has ended by itself
     let log = std::fs::read_to_string(file("log")).unwrap_or_default();
-    Err(failed(super::end_of(log.trim(), 2000).to_owned()))
+    Err(failed(crate::launch::end_of(log.trim(), 2000).to_owned()))
 }
 
 fn has_package(environment: &Environment, package: &str) -> bool {

@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 1 << 16;
 
 /// Computes the digest of a file or folder, and makes its files read-only, because they are the inputs of other tasks. `None` if it does
 /// not exist, is larger than `limit` bytes, or cannot be read. The digest of a folder is over the paths, sizes and contents of its files.
-pub(super) fn seal(path: &Path, limit: u64) -> Option<String> {
+pub(crate) fn seal(path: &Path, limit: u64) -> Option<String> {
     let files = files(path)?;
     let is_folder = path.is_dir();
     let mut digest = Context::new(&SHA256);
@@ -51,7 +51,7 @@ pub(super) fn seal(path: &Path, limit: u64) -> Option<String> {
 }
 
 /// Makes the files of a file or folder read-only.
-pub(super) fn protect(path: &Path) {
+pub(crate) fn protect(path: &Path) {
     for file in files(path).unwrap_or_default() {
         if let Ok((opened, metadata)) = File::open(file).and_then(|file| file.metadata().map(|found| (file, found))) {
             make_read_only(&opened, &metadata);
@@ -65,7 +65,7 @@ fn make_read_only(file: &File, metadata: &std::fs::Metadata) {
 }
 
 /// The files of a file or folder, in order. `None` if it does not exist, there are too many, or they cannot be read.
-pub(super) fn files(path: &Path) -> Option<Vec<PathBuf>> {
+pub(crate) fn files(path: &Path) -> Option<Vec<PathBuf>> {
     let mut files = Vec::new();
     collect(path, &mut files)?;
     files.sort();
@@ -96,19 +96,19 @@ fn place(artifacts: &Path, artifact: &Artifact) -> Option<PathBuf> {
 }
 
 /// Whether the content of an artifact still exists. One without a digest never had any, or is elsewhere.
-pub(super) fn is_there(artifacts: &Path, artifact: &Artifact) -> bool {
+pub(crate) fn is_there(artifacts: &Path, artifact: &Artifact) -> bool {
     artifact.digest.is_none() || place(artifacts, artifact).is_some()
 }
 
 /// Opens the file of an artifact.
-pub(super) fn open(artifacts: &Path, artifact: &Artifact) -> Result<File, Error> {
+pub(crate) fn open(artifacts: &Path, artifact: &Artifact) -> Result<File, Error> {
     let missing = || Error::NotFound(format!("artifact {} has no file on this machine", artifact.id));
     let path = place(artifacts, artifact).filter(|path| path.is_file()).ok_or_else(missing)?;
     File::open(path).map_err(|source| Error::Io { what: format!("reading artifact {}", artifact.id), source })
 }
 
 /// The content of a file, in pieces.
-pub(super) fn pieces(file: tokio::fs::File) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+pub(crate) fn pieces(file: tokio::fs::File) -> impl Stream<Item = Result<Bytes, Error>> + Send {
     futures_util::stream::try_unfold(file, async |mut file| {
         let mut piece = vec![0; PIECE_BYTES];
         let read = file.read(&mut piece).await;

@@ -1,0 +1,83 @@
+//! The steps that create and delete persistent volume claims, which need no program (`CreatePVC` and `DeletePVC` of kfp-kubernetes).
+
+use serde_json::{Map, Value, json};
+
+use crate::model::{Launch, Outputs};
+
+/// What such a step asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Request {
+    /// Create a claim.
+    Create(NewClaim),
+    /// Delete the claim with this name.
+    Delete(String),
+}
+
+/// A claim to create.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct NewClaim {
+    pub(super) name: String,
+    annotations: Map<String, Value>,
+    /// `spec` of the claim.
+    spec: Value,
+}
+
+/// The request of a step; `None` if its image is another one.
+pub(super) fn request(image: &str, launch: &Launch) -> Option<Result<Request, String>> {
+    match image.split(':').next().unwrap_or(image) {
+        "argostub/createpvc" => Some(new_claim(launch).map(Request::Create)),
+        "argostub/deletepvc" => {
+            let name = text(launch, "pvc_name").ok_or_else(|| "DeletePVC needs pvc_name".to_owned());
+            Some(name.map(|name| Request::Delete(name.to_owned())))
+        }
+        _ => None,
+    }
+}
+
+fn text<'a>(launch: &'a Launch, name: &str) -> Option<&'a str> {
+    launch.inputs.parameters.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
+}
+
+fn new_claim(launch: &Launch) -> Result<NewClaim, String> {
+    let name = match (text(launch, "pvc_name"), text(launch, "pvc_name_suffix")) {
+        (Some(name), None) => name.to_owned(),
+        (None, Some(suffix)) => format!("{}{suffix}", launch.run.resource_name),
+        _ => return Err("CreatePVC needs one of pvc_name and pvc_name_suffix".into()),
+    };
+    let value = |name: &str| launch.inputs.parameters.get(name).filter(|value| !value.is_null());
+    let mut spec = Map::new();
+    spec.insert("accessModes".into(), value("access_modes").cloned().unwrap_or_else(|| json!(["ReadWriteOnce"])));
+    if let Some(size) = text(launch, "size") {
+        spec.insert("resources".into(), json!({ "requests": { "storage": size } }));
+    }
+    // An empty name asks for no class, and an absent one for the default class.
+    if let Some(class) = value("storage_class_name").and_then(Value::as_str) {
+        spec.insert("storageClassName".into(), json!(class));
+    }
+    if let Some(volume) = text(launch, "volume_name") {
+        spec.insert("volumeName".into(), json!(volume));
+    }
+    let annotations = value("annotations").and_then(Value::as_object).cloned().unwrap_or_default();
+    Ok(NewClaim { name, annotations, spec: spec.into() })
+}
+
+impl Request {
+    /// The claim as an object of Kubernetes; null for a deletion.
+    pub(super) fn manifest(&self, namespace: &str) -> Value {
+        let Self::Create(claim) = self else { return Value::Null };
+        json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": { "name": claim.name, "namespace": namespace, "annotations": claim.annotations },
+            "spec": claim.spec,
+        })
+    }
+
+    /// The outputs of the step.
+    pub(super) fn outputs(&self) -> Outputs {
+        let mut outputs = Outputs::default();
+        if let Self::Create(claim) = self {
+            outputs.parameters.insert("name".into(), json!(claim.name));
+        }
+        outputs
+    }
+}

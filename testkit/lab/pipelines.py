@@ -1,0 +1,330 @@
+"""Tests of pipelines as pods in the lab: one pod for each step, what steps pass on, kills, retries, evictions, volumes and secrets."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import time
+
+from cluster import NAMESPACE, eventually
+from runs import GPU, Server
+from suite import Suite
+
+SUITE = Suite("pipelines", limit=300)
+test = SUITE.test
+IMAGE = "lab.local/tool:1"
+STEP = "slipway.dev/pipeline-run"
+FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+
+
+class Step:
+    """A step of a pipeline: a shell script in a container. Inputs are constants or (producer, output) pairs."""
+
+    def __init__(self, name, script, inputs=None, artifacts=None, outputs=(), makes=(), after=(), **more):
+        self.name, self.script, self.inputs, self.artifacts = name, script, inputs or {}, artifacts or {}
+        self.outputs, self.makes, self.after, self.more = outputs, makes, after, more
+
+    def component(self):
+        component = {"executorLabel": f"exec-{self.name}"}
+        kinds = {"artifactType": {"schemaTitle": "system.Dataset", "schemaVersion": "0.0.1"}}
+        inputs = {"parameters": {n: {"parameterType": "STRING"} for n in self.inputs}, "artifacts": {n: kinds for n in self.artifacts}}
+        outputs = {"parameters": {n: {"parameterType": "STRING"} for n in self.outputs}, "artifacts": {n: kinds for n in self.makes}}
+        for key, definitions in [("inputDefinitions", inputs), ("outputDefinitions", outputs)]:
+            definitions = {kind: found for kind, found in definitions.items() if found}
+            if definitions:
+                component[key] = definitions
+        return component
+
+    def executor(self):
+        """Placeholders become the arguments `$0`, `$1` and so on of the script."""
+        words = []
+        script = re.sub(r"\{\{.*?\}\}", lambda m: (words.append(m[0]), f'"${{{len(words) - 1}}}"')[1], self.script)
+        container = {"image": self.more.get("image", IMAGE), "command": ["sh", "-ec", script], "args": words}
+        for key in ("resources", "env"):
+            if key in self.more:
+                container[key] = self.more[key]
+        return {"container": container}
+
+    def task(self):
+        task = {"taskInfo": {"name": self.name}, "componentRef": {"name": f"comp-{self.name}"}, "cachingOptions": {}}
+        parameters, artifacts = {}, {}
+        for name, value in self.inputs.items():
+            parameters[name] = {"taskOutputParameter": {"producerTask": value[0], "outputParameterKey": value[1]}} if isinstance(value, tuple) \
+                else {"runtimeValue": {"constant": value}}
+        for name, (producer, output) in self.artifacts.items():
+            artifacts[name] = {"taskOutputArtifact": {"producerTask": producer, "outputArtifactKey": output}}
+        inputs = {key: value for key, value in [("parameters", parameters), ("artifacts", artifacts)] if value}
+        if inputs:
+            task["inputs"] = inputs
+        producers = [v[0] for v in [*self.inputs.values(), *self.artifacts.values()] if isinstance(v, tuple)]
+        if after := sorted({*producers, *self.after}):
+            task["dependentTasks"] = after
+        if "retries" in self.more:
+            task["retryPolicy"] = {"maxRetryCount": self.more["retries"], "backoffDuration": "0s"}
+        return task
+
+
+def pipeline(name, *steps):
+    """A compiled pipeline of these steps."""
+    spec = {
+        "pipelineInfo": {"name": name}, "schemaVersion": "2.1.0", "sdkVersion": "kfp-2.17.3",
+        "components": {f"comp-{s.name}": s.component() for s in steps},
+        "deploymentSpec": {"executors": {f"exec-{s.name}": s.executor() for s in steps}},
+        "root": {"dag": {"tasks": {s.name: s.task() for s in steps}}},
+    }
+    settings = {f"exec-{s.name}": {"imagePullPolicy": "Never", **s.more.get("kubernetes", {})} for s in steps}
+    return {"pipeline_spec": spec, "platform_spec": {"platforms": {"kubernetes": {"deploymentSpec": {"executors": settings}}}}}
+
+
+class Run:
+    """A run of a pipeline."""
+
+    def __init__(self, lab, ns, compiled):
+        self.lab, self.ns = lab, ns
+        file = lab.folder / "pipeline.json"
+        file.write_text(json.dumps(compiled["pipeline_spec"]) if not compiled.get("platform_spec") else json.dumps(compiled))
+        self.server = Server.in_cluster(lab)
+        code, experiment = self.server.request("/apis/v2beta1/experiments", {"display_name": f"e{time.monotonic_ns()}", "namespace": ns})
+        assert code == 200, experiment
+        body = {"display_name": "run", "experiment_id": experiment["experiment_id"], "pipeline_spec": compiled}
+        code, created = self.server.request("/apis/v2beta1/runs", body)
+        assert code == 200, created
+        self.id = created["run_id"]
+
+    def show(self):
+        """The run with its tasks; `None` while the control plane is away."""
+        with contextlib.suppress(OSError):
+            code, run = self.server.request(f"/api/v1/pipelines/runs/{self.id}")
+            if code == 200:
+                return run
+        return None
+
+    def task(self, path):
+        run = self.show()
+        return next((t for t in run["tasks"] if t["path"] == path), None) if run else None
+
+    def wait(self, state="SUCCEEDED", timeout=120):
+        run = eventually(lambda: (r := self.show()) and r["state"] in FINAL and r, timeout, message=f"the run is finished: {self.show()}")
+        assert run["state"] == state, run
+        return run
+
+    def wait_task(self, path, condition, message):
+        return eventually(lambda: (t := self.task(path)) and condition(t) and t, timeout=60, message=f"{message}: {self.show()}")
+
+    def pods(self):
+        return self.lab.get("-n", self.ns, "pods", "-l", f"{STEP}={self.id}")["items"]
+
+    def pod(self, step):
+        """The newest pod of a step, once its program runs."""
+        def find():
+            found = [p for p in self.pods() if p["metadata"]["name"].startswith(f"{step}-") and p["status"].get("phase") == "Running"
+                     and "deletionTimestamp" not in p["metadata"]]
+            return found and found[-1]["metadata"]["name"]
+        return eventually(find, timeout=60, message=f"a pod of {step} runs: {self.show()}")
+
+
+def server_pid(lab):
+    """The process id of the control plane in the machine's process namespace."""
+    pods = lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=server")["items"]
+    uid = next(p["metadata"]["uid"] for p in pods if "deletionTimestamp" not in p["metadata"])
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            command = open(f"/proc/{entry}/cmdline", "rb").read()
+            if command.startswith(b"/usr/bin/slipway\0up\0") and uid in open(f"/proc/{entry}/cgroup").read():
+                return int(entry)
+    raise AssertionError("no control plane runs")
+
+
+MAKE = Step("make", "echo 'three rows' > {{$.outputs.artifacts['data'].path}}; echo -n 7 > {{$.outputs.parameters['count'].output_file}}; "
+            "mkdir -p /tmp/x; echo made", outputs=["count"], makes=["data"])
+USE = Step("use", "test \"$(cat {{$.inputs.artifacts['data'].path}})\" = 'three rows'; "
+           "echo -n got-{{$.inputs.parameters['count']}} > {{$.outputs.parameters['seen'].output_file}}",
+           inputs={"count": ("make", "count")}, artifacts={"data": ("make", "data")}, outputs=["seen"])
+
+
+@test
+def steps_pass_parameters_and_artifacts_on_with_one_pod_each(lab):
+    with lab.namespace("pipe-pass", runs=True) as ns:
+        folder = Step("folder", "mkdir -p {{$.outputs.artifacts['model'].path}}/a; echo 1 > {{$.outputs.artifacts['model'].path}}/a/b; "
+                      "echo 2 > {{$.outputs.artifacts['model'].path}}/c", makes=["model"])
+        read = Step("read", "cat {{$.inputs.artifacts['model'].path}}/a/b {{$.inputs.artifacts['model'].path}}/c "
+                    "> {{$.outputs.parameters['all'].output_file}}", artifacts={"model": ("folder", "model")}, outputs=["all"])
+        started = time.monotonic()
+        run = Run(lab, ns, pipeline("pass", MAKE, USE, folder, read))
+        shown = run.wait()
+        print(f"     four steps took {time.monotonic() - started:.1f} s")
+        tasks = {t["path"]: t for t in shown["tasks"]}
+        assert tasks["use"]["outputs"]["parameters"] == {"seen": "got-7"} and tasks["read"]["outputs"]["parameters"]["all"] == "1\n2\n", tasks
+        data = tasks["make"]["outputs"]["artifacts"]["data"][0]
+        assert data["digest"].startswith("sha256:") and data["uri"].startswith(f"slipway-pipelines:/{ns}/{run.id}/"), data
+        pods = run.pods()
+        assert len(pods) == 4, [p["metadata"]["name"] for p in pods]
+        assert "made" in run.server.slipway(lab, "pipeline", "logs", run.id, "make", "-n", ns).stdout
+        # The content is served to those who may read the run.
+        code, _ = run.server.request(f"/apis/v2beta1/runs/{run.id}")
+        assert code == 200
+        # The same steps with the same inputs are taken from the cache, without pods.
+        cached = pipeline("pass", MAKE, USE)
+        for task in cached["pipeline_spec"]["root"]["dag"]["tasks"].values():
+            task["cachingOptions"] = {"enableCache": True}
+        Run(lab, ns, cached).wait()
+        again = Run(lab, ns, cached)
+        assert {t["state"] for t in again.wait()["tasks"] if t["path"]} == {"CACHED"} and not again.pods()
+        code, _ = again.server.request(f"/apis/v2beta1/runs/{run.id}", method="DELETE")
+        assert code == 200
+        eventually(lambda: not run.pods(), timeout=60, message="the pods are deleted with the run")
+
+
+@test
+def failures_are_retried_and_explained(lab):
+    with lab.namespace("pipe-fails", runs=True) as ns:
+        flaky = Step("flaky", "echo trying; test -e /shared/once && exit 0; touch /shared/once; echo no luck; exit 3", retries=2)
+        broken = Step("broken", "echo the reason; exit 4", after=["flaky"])
+        volume = {"name": "shared"}
+        with claim(lab, ns, "shared"):
+            flaky.more["kubernetes"] = {"pvcMount": [{"constant": "shared", "mountPath": "/shared"}]}
+            run = Run(lab, ns, pipeline("fails", flaky, broken))
+            shown = run.wait("FAILED")
+            tasks = {t["path"]: t for t in shown["tasks"]}
+            assert tasks["flaky"]["state"] == "SUCCEEDED" and tasks["flaky"]["attempt"] == 2, tasks["flaky"]
+            assert "exited with code 4" in tasks["broken"]["failure"] and "the reason" in tasks["broken"]["failure"], tasks["broken"]
+            assert len(run.pods()) == 3, volume
+
+
+@contextlib.contextmanager
+def claim(lab, ns, name):
+    """A volume of a node's folder, and its claim."""
+    folder = f"/run/slipway-lab/{ns}-{name}"
+    os.makedirs(folder, exist_ok=True)
+    os.chmod(folder, 0o777)
+    lab.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{ns}-{name}"}, "spec": {
+        "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "storageClassName": ns, "persistentVolumeReclaimPolicy": "Retain",
+        "hostPath": {"path": folder}}})
+    lab.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": ns}, "spec": {
+        "accessModes": ["ReadWriteMany"], "storageClassName": ns, "resources": {"requests": {"storage": "1Gi"}}}})
+    try:
+        yield
+    finally:
+        lab.kubectl("delete", "pv", f"{ns}-{name}", "--wait=false")
+
+
+@test
+def volumes_secrets_and_gpus_reach_the_pods(lab):
+    with lab.namespace("pipe-pods", runs=True) as ns:
+        folder = f"/run/slipway-lab/{ns}"
+        os.makedirs(folder, exist_ok=True)
+        os.chmod(folder, 0o777)
+        lab.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "access", "namespace": ns}, "stringData": {"word": "open"}},
+                  {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": ns}, "spec": {
+                      "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "storageClassName": ns,
+                      "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": folder}}})
+        create = Step("create", "", image="argostub/createpvc", outputs=["name"],
+                      inputs={"pvc_name": "work", "size": "1Gi", "storage_class_name": ns})
+        mount = {"pvcMount": [{"taskOutputParameter": {"producerTask": "create", "outputParameterKey": "name"}, "mountPath": "/work"}]}
+        write = Step("write", "echo $WORD > /work/word", after=["create"], kubernetes={
+            **mount, "secretAsEnv": [{"secretName": "access", "keyToEnv": [{"secretKey": "word", "envVar": "WORD"}]}],
+            "podMetadata": {"labels": {"team": "vision"}, "annotations": {"example.com/note": "here"}}})
+        read = Step("read", "cat /work/word > {{$.outputs.parameters['word'].output_file}}; ls /dev | grep -c 'nvidia[0-9]' "
+                    "> {{$.outputs.parameters['gpus'].output_file}}", after=["write"], outputs=["word", "gpus"],
+                    resources={"cpuLimit": 0.5, "accelerator": {"resourceType": GPU, "resourceCount": "2"}},
+                    kubernetes={**mount, "nodeSelector": {"labels": {"kubernetes.io/hostname": "n1"}}})
+        delete = Step("delete", "", image="argostub/deletepvc", inputs={"pvc_name": ("create", "name")}, after=["read"])
+        compiled = pipeline("pods", create, write, read, delete)
+        components = compiled["pipeline_spec"]["components"]
+        for name in ("create", "delete"):
+            compiled["pipeline_spec"]["deploymentSpec"]["executors"][f"exec-{name}"]["container"].pop("command")
+            compiled["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"].pop(f"exec-{name}")
+        assert components
+        try:
+            run = Run(lab, ns, compiled)
+            tasks = {t["path"]: t for t in run.wait()["tasks"]}
+            assert tasks["read"]["outputs"]["parameters"] == {"word": "open\n", "gpus": "2\n"}, tasks
+            pods = {p["metadata"]["annotations"].get("example.com/note"): p for p in run.pods()}
+            assert len(run.pods()) == 2 and pods["here"]["metadata"]["labels"]["team"] == "vision", pods
+            assert pods[None]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "500m", GPU: "2"}, pods[None]["spec"]
+            eventually(lambda: not lab.get("-n", ns, "pvc")["items"], timeout=60, message="the claim is deleted")
+        finally:
+            lab.kubectl("delete", "pv", ns, "--wait=false")
+
+
+# Appends a line for each execution, so that a second one is noticed.
+COUNTED = "echo run >> /shared/{name}; until test -e /shared/end; do sleep 0.1; done; echo -n done > {{{{$.outputs.parameters['o'].output_file}}}}"
+
+
+@test(limit=600)
+def runs_survive_kills_of_control_plane_and_controller(lab):
+    with lab.namespace("pipe-kills", runs=True) as ns, claim(lab, ns, "shared"):
+        mount = {"pvcMount": [{"constant": "shared", "mountPath": "/shared"}]}
+        counted = lambda name, **more: Step(name, COUNTED.format(name=name), outputs=["o"], kubernetes=mount, **more)
+        run = Run(lab, ns, pipeline("kills", counted("first"), counted("other"), counted("second", inputs={"x": ("first", "o")})))
+        run.pod("first"), run.pod("other")
+        old = server_pid(lab)
+        os.kill(old, signal.SIGKILL)
+        # The programs end while there is no control plane; their pods deliver once it is back.
+        shared = f"/run/slipway-lab/{ns}-shared"
+        open(f"{shared}/end", "w").close()
+        eventually(lambda: server_pid(lab) != old, timeout=90, message="a new control plane runs")
+        run.wait_task("second", lambda t: t["state"] in ("RUNNING", "SUCCEEDED"), "the next step starts")
+        lab.kubectl("-n", NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/component=controller", "--grace-period=0", "--force")
+        run.wait(timeout=180)
+        for name in ("first", "other", "second"):
+            assert open(f"{shared}/{name}").read() == "run\n", name
+        assert len(run.pods()) == 3
+
+
+@test(limit=600)
+def disruptions_use_no_retry_and_cancellation_deletes_the_pods(lab):
+    with lab.namespace("pipe-moves", runs=True) as ns:
+        step = lambda name: Step(name, "trap 'exit 1' TERM; for i in $(seq 3000); do sleep 0.1; [ -e /tmp/end ] && exit 0; done")
+        run = Run(lab, ns, pipeline("moves", step("evicted"), step("deleted")))
+        evicted, deleted = run.pod("evicted"), run.pod("deleted")
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": evicted, "namespace": ns}}
+        lab.kubectl("create", "--raw", f"/api/v1/namespaces/{ns}/pods/{evicted}/eviction", "-f", "-", stdin=json.dumps(eviction))
+        lab.kubectl("-n", ns, "delete", "pod", deleted, "--wait=false")
+        for name, old in [("evicted", evicted), ("deleted", deleted)]:
+            new = eventually(lambda: (p := run.pod(name)) != old and p, timeout=60, message="another pod runs")
+            lab.exec(ns, new, "touch /tmp/end")
+        tasks = {t["path"]: t for t in run.wait()["tasks"]}
+        assert {t["attempt"] for path, t in tasks.items() if path} == {1}, tasks
+
+        run = Run(lab, ns, pipeline("cancelled", step("long")))
+        run.pod("long")
+        started = time.monotonic()
+        run.server.slipway(lab, "pipeline", "cancel", run.id, "-n", ns)
+        run.wait("CANCELED", timeout=30)
+        state = time.monotonic() - started
+        eventually(lambda: not [p for p in run.pods() if p["status"].get("phase") == "Running"], timeout=60, message="the pod is stopped")
+        print(f"     cancelled after {state:.1f} s, and the pod had ended after {time.monotonic() - started:.1f} s")
+
+
+@test(limit=600)
+def run_goes_on_after_an_outage_of_the_api_server(lab):
+    with lab.namespace("pipe-away", runs=True) as ns:
+        wait = Step("wait", "until test -e /tmp/end; do sleep 0.1; done; echo -n a > {{$.outputs.parameters['o'].output_file}}", outputs=["o"])
+        run = Run(lab, ns, pipeline("away", wait, Step("next", "true", inputs={"o": ("wait", "o")})))
+        pod = run.pod("wait")
+        lab.exec(ns, pod, "(sleep 3; touch /tmp/end) > /dev/null 2>&1 &")
+        lab.lab("do", "kill", "kube-apiserver")
+        # The program ends, and the next step is due, during the outage.
+        time.sleep(10)
+        lab.lab("do", "start", "kube-apiserver")
+        run.wait(timeout=180)
+        assert len(run.pods()) == 2
+
+
+@test
+def pipelines_of_tenants_are_separate_and_refusals_have_reasons(lab):
+    with lab.namespace("pipe-mine", runs=True) as mine, lab.namespace("pipe-closed") as closed:
+        entrypoint = pipeline("entrypoint", Step("none", ""))
+        entrypoint["pipeline_spec"]["deploymentSpec"]["executors"]["exec-none"]["container"] = {"image": IMAGE}
+        shown = Run(lab, mine, entrypoint).wait("FAILED")
+        assert "has no command" in next(t for t in shown["tasks"] if t["path"])["failure"], shown
+        shown = Run(lab, closed, pipeline("closed", Step("a", "true"))).wait("FAILED")
+        assert "is not enabled for runs" in next(t for t in shown["tasks"] if t["path"])["failure"], shown
+        run = Run(lab, mine, pipeline("mine", Step("a", "true")))
+        run.wait()
+        # The token of a step reaches nothing but this step, and nothing after its end.
+        assert run.server.request("/api/v1/pipelines/step")[0] == 403, "the administrator has no step"
+        account = lab.token(closed, "default")
+        assert run.server.request(f"/api/v1/pipelines/runs/{run.id}", token=account)[0] == 403
