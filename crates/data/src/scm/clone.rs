@@ -45,6 +45,14 @@ impl Git {
         Ok(clone)
     }
 
+    /// Applies the changes of a stash to the work tree and the index.
+    ///
+    /// # Errors
+    /// If git cannot be run, or the changes are in conflict with the files.
+    pub fn apply_stash(&self, stash: &str) -> Result<(), DataError> {
+        self.run(&["stash", "apply", "--quiet", stash]).map(drop)
+    }
+
     /// Removes a file from the index and the work tree.
     ///
     /// # Errors
