@@ -49,12 +49,13 @@ def imports_that_are_downloaded_later(context):
         (source / "files/sub").mkdir(parents=True)
         (source / "files/a").write_text("a\n")
         (source / "files/sub/b").write_text("b\n")
+        (source / "single").write_text("single\n")
         for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=n", "-c", "user.email=n@example.invalid", "commit", "-qm", "first"]):
             subprocess.run(["git", *command], cwd=source, check=True)
         project = hard.Project(root, context[1])
         project.succeeds("import", "--no-download", str(source), "files", "-o", "of_git")
         project.succeeds("import-url", "--no-download", str(source / "files"), "folder")
-        project.succeeds("import-url", "--no-download", str(source / "files/a"), "file")
+        project.succeeds("import-url", "--no-download", str(source / "single"), "file")
         records = {path: path.read_text() for path in project.work.glob("*.dvc") if path.is_file()}
         assert len(records) == 3
         project.succeeds("checkout")
@@ -65,15 +66,16 @@ def imports_that_are_downloaded_later(context):
         for name in ("of_git", "folder"):
             files = {str(path.relative_to(project.work / name)): path.read_text() for path in (project.work / name).rglob("*") if path.is_file()}
             assert files == expected, (name, files)
-        assert (project.work / "file").read_text() == "a\n"
+        assert (project.work / "file").read_text() == "single\n"
         assert {path: path.read_text() for path in records} == records, "as with DVC, their files stay as they are"
         # The repository keeps the commit, the other source is what it is now.
         shutil.rmtree(project.work / ".dvc/cache")
         shutil.rmtree(project.work / "of_git")
-        (source / "files/a").write_text("changed\n")
+        (source / "single").write_text("changed\n")
         project.succeeds("pull", "of_git.dvc")
         assert (project.work / "of_git/a").read_text() == "a\n"
         project.fails("fetch", "file.dvc", words=["has changed since it was imported", "update file.dvc"])
+        (project.work / "file").unlink()
         project.succeeds("update", "file.dvc")
         assert (project.work / "file").read_text() == "changed\n"
         project.succeeds("status")

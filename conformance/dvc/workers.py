@@ -164,9 +164,13 @@ def stopped_by_a_message(queue):
 
 def original(queue, *arguments):
     environment = {**os.environ, "HOME": str(queue.root), "DVC_NO_ANALYTICS": "1", "PATH": f"{pathlib.Path(queue.dvc).parent}:{os.environ['PATH']}"}
-    done = subprocess.run([queue.dvc, *arguments], cwd=queue.work, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    # Not a pipe, which its workers would keep open.
+    with tempfile.TemporaryFile("w+") as output:
+        done = subprocess.run([queue.dvc, *arguments], cwd=queue.work, env=environment, stdout=output, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        output.seek(0)
+        text = output.read()
+    assert done.returncode == 0, (arguments, text)
+    return text
 
 
 @with_queue
@@ -197,7 +201,7 @@ def continued_experiment(queue):
     """A stash with a branch, as old versions of DVC and its Python package queue it: the result comes after the experiment's last commit."""
     git = lambda *arguments: subprocess.run(["git", *arguments], cwd=queue.work, check=True, capture_output=True, text=True).stdout.strip()
     (queue.root / "go").touch()
-    queue.succeeds("exp", "run", "--queue", "-n", "first", "-S", "lr=5")
+    queue.succeeds("exp", "run", "--queue", "-n", "first", "-S", "lr=1")
     queue.succeeds("exp", "run", "--run-all")
     reference = git("for-each-ref", "--format=%(refname)", f"refs/exps/{git('rev-parse', 'HEAD')[:2]}")
     first = git("rev-parse", reference)
@@ -213,7 +217,7 @@ def continued_experiment(queue):
     envelope["body"] = base64.b64encode(json.dumps(body).encode()).decode()
     file.write_text(json.dumps(envelope))
     queue.succeeds("exp", "run", "--run-all")
-    assert set(queue.states().values()) == {"Success"}, queue.states()
+    assert set(queue.states().values()) == {"Success"}, queue.data("queue", "logs", "second").stdout
     assert git("rev-list", f"HEAD..{reference}").split() == [git("rev-parse", reference), first]
     assert git("show", f"{reference}:params.yaml") == "lr: 6"
 

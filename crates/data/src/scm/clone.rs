@@ -50,7 +50,15 @@ impl Git {
     /// # Errors
     /// If git cannot be run, or the changes are in conflict with the files.
     pub fn apply_stash(&self, stash: &str) -> Result<(), DataError> {
-        self.run(&["stash", "apply", "--quiet", stash]).map(drop)
+        let output = self.output(&["stash", "apply", "--quiet", stash])?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let reason = String::from_utf8_lossy(&output.stderr);
+        Err(DataError::Git(format!(
+            "the changes of {stash} are in conflict with the files of the commit. {}",
+            reason.trim()
+        )))
     }
 
     /// Removes a file from the index and the work tree.
