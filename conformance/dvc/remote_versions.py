@@ -5,9 +5,14 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import remote_services as services
-from remote_projects import LARGE, block, sandbox, tree
+from remote_projects import LARGE, ROOT, block, sandbox, tree
+
+sys.path.insert(0, str(ROOT / "conformance"))
+from lib import Slipway
 
 
 def records(project):
@@ -239,6 +244,7 @@ def repositories_whose_remote_keeps_versions(programs):
         shutil.rmtree(user.path / "data")
         user.ours("pull")
         assert (user.path / "data/a").read_text() == "second"
+        runs_use_versions(place, programs, source, url)
         if programs.dvc:
             other = place.project("other")
             other.original("import", url, "data", "--rev", "v1")
@@ -246,6 +252,24 @@ def repositories_whose_remote_keeps_versions(programs):
             records = [(other.path / f"{name}.dvc").read_text().replace("path: ours", "path: data") for name in ("data", "ours")]
             without = [re.sub("^md5: .*", "", record) for record in records]
             assert without[0] == without[1], records
+
+
+def runs_use_versions(place, programs, source, url):
+    """`spec.data` of runs: the versions of two commits, from the bucket alone."""
+    shutil.rmtree(source.path / ".dvc/cache", ignore_errors=True)
+    work = place.folder / "runs"
+    work.mkdir()
+    with Slipway(programs.slipway) as server:
+        environment = place.environment | {"SLIPWAY_HOME": str(server.home)}
+        for name, rev, path, expected in (("old", "v1", "data", "first"), ("new", "HEAD", "data", "second"), ("part", "v1", "data/sub", "b")):
+            command = "cat mounted/* 2>/dev/null; cat mounted/a/* 2>/dev/null; true"
+            spec = {"apiVersion": "slipway.dev/v1", "kind": "Run", "metadata": {"name": name}, "spec": {
+                "command": ["sh", "-c", command], "data": [{"repo": url, "rev": rev, "path": path, "mountPath": "mounted"}]}}
+            manifest = work / f"{name}.yaml"
+            manifest.write_text(json.dumps(spec))
+            done = subprocess.run([programs.slipway, "run", "submit", manifest, "--follow"], cwd=work, env=environment,
+                                  capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0 and expected in done.stdout, (name, done.stdout, done.stderr)
 
 
 def md5(text):

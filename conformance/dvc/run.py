@@ -28,8 +28,10 @@ import api
 import experiments  # noqa: F401 - it registers its scenarios
 import external  # noqa: F401 - it registers its scenarios
 import hard
+import hydra_configs
 import pipelines  # noqa: F401 - it registers its scenarios
 import queued  # noqa: F401 - it registers its scenarios
+import remembered
 import reports  # noqa: F401 - it registers its scenarios
 import workers
 from scenarios import SCENARIOS
@@ -220,7 +222,7 @@ def grow(steps):
 for name in SCENARIOS:
     SUITE.add(name.replace("_", " "), lambda context, name=name: run(context, name))
 
-for name, test in {**hard.TESTS, **workers.TESTS}.items():
+for name, test in {**hard.TESTS, **workers.TESTS, **hydra_configs.TESTS, **remembered.TESTS}.items():
     SUITE.add(name, test)
 SUITE.add("the Python package reads what slipway wrote", lambda context: api.run(*context))
 

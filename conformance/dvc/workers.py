@@ -1,5 +1,7 @@
 """Workers of the queue that are killed: what they ran goes on or is marked as failed, and the next command works."""
 
+import base64
+import json
 import os
 import pathlib
 import signal
@@ -8,6 +10,7 @@ import tempfile
 import time
 
 import hard
+from suite import Skip
 
 TIMEOUT = 60
 
@@ -71,11 +74,13 @@ def with_queue(test):
     def run(context):
         with tempfile.TemporaryDirectory() as folder:
             queue = Queue(pathlib.Path(folder).resolve(), context[1])
+            queue.dvc = context[0].dvc
             try:
                 test(queue)
             finally:
                 queue.data("queue", "stop", "--kill")
-                wait(lambda: is_dead(queue.pid("worker")))
+                if list((queue.work / ".dvc/tmp/exps/celery").glob("dvc-exp-worker-*.json")):
+                    wait(lambda: is_dead(queue.pid("worker")))
     return run
 
 
@@ -138,6 +143,110 @@ def stopped_worker(queue):
 
 
 @with_queue
+def stopped_by_a_message(queue):
+    """As DVC's command stops workers: a message for each mailbox in the table of the broker."""
+    queue.start("a", "bb")
+    broker = queue.work / ".dvc/tmp/exps/celery/broker"
+    mailboxes = [mailbox for _, _, mailbox in json.loads((broker / "control/celery.pidbox.exchange").read_text())]
+    assert len(mailboxes) == 1 and mailboxes[0].endswith("-1@localhost.celery.pidbox"), mailboxes
+    reply_to = {"exchange": "reply.celery.pidbox", "routing_key": "someone"}
+    for number, body in enumerate(({"method": "active", "ticket": "t", "reply_to": reply_to}, {"method": "shutdown"})):
+        message = {"body": base64.b64encode(json.dumps({"destination": None, "arguments": {}, **body}).encode()).decode()}
+        (broker / "in" / f"{number}_x.{mailboxes[0]}.msg").write_text(json.dumps(message))
+    reply, = wait(lambda: list((broker / "in").glob("*.someone.reply.celery.pidbox.msg")))
+    (node, tasks), = json.loads(base64.b64decode(json.loads(reply.read_text())["body"])).items()
+    assert mailboxes[0].startswith(node) and len(tasks) == 1, (node, tasks)
+    (queue.root / "go").touch()
+    wait(lambda: is_dead(queue.pid("worker")))
+    assert queue.states() == {"a": "Success", "bb": "Queued"}, queue.states()
+    assert json.loads((broker / "control/celery.pidbox.exchange").read_text()) == []
+
+
+def original(queue, *arguments):
+    environment = {**os.environ, "HOME": str(queue.root), "DVC_NO_ANALYTICS": "1", "PATH": f"{pathlib.Path(queue.dvc).parent}:{os.environ['PATH']}"}
+    # Not a pipe, which its workers would keep open.
+    with tempfile.TemporaryFile("w+") as output:
+        done = subprocess.run([queue.dvc, *arguments], cwd=queue.work, env=environment, stdout=output, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        output.seek(0)
+        text = output.read()
+    assert done.returncode == 0, (arguments, text)
+    return text
+
+
+@with_queue
+def stopped_by_the_other_program(queue):
+    if not queue.dvc:
+        raise Skip("needs DVC (--dvc)")
+    queue.start("a", "bb")
+    assert "1 active" in original(queue, "queue", "status"), "DVC sees the worker"
+    original(queue, "queue", "start")
+    assert len(list((queue.work / ".dvc/tmp/exps/celery").glob("dvc-exp-worker-*.json"))) == 1
+    original(queue, "queue", "stop")
+    (queue.root / "go").touch()
+    wait(lambda: is_dead(queue.pid("worker")))
+    assert queue.states() == {"a": "Success", "bb": "Queued"}, queue.states()
+    # The other way round.
+    (queue.root / "go").unlink()
+    queue.succeeds("exp", "run", "--queue", "-n", "ccc", "-S", "lr=3")
+    original(queue, "queue", "start")
+    wait(lambda: (queue.root / "bb.pid").exists())
+    queue.succeeds("queue", "stop")
+    (queue.root / "go").touch()
+    wait(lambda: is_dead(queue.pid("worker")))
+    assert queue.states() == {"a": "Success", "bb": "Success", "ccc": "Queued"}, queue.states()
+
+
+@with_queue
+def continued_experiment(queue):
+    """A stash with a branch, as old versions of DVC and its Python package queue it: the result comes after the experiment's last commit."""
+    git = lambda *arguments: subprocess.run(["git", *arguments], cwd=queue.work, check=True, capture_output=True, text=True).stdout.strip()
+    (queue.root / "go").touch()
+    queue.succeeds("exp", "run", "--queue", "-n", "first", "-S", "lr=1")
+    queue.succeeds("exp", "run", "--run-all")
+    reference = git("for-each-ref", "--format=%(refname)", f"refs/exps/{git('rev-parse', 'HEAD')[:2]}")
+    first = git("rev-parse", reference)
+    queue.succeeds("exp", "run", "--queue", "-n", "second", "-S", "lr=6")
+    file, = [file for file in (queue.work / ".dvc/tmp/exps/celery/broker/in").glob("*.celery.msg")]
+    envelope = json.loads(file.read_text())
+    body = json.loads(base64.b64decode(envelope["body"]))
+    stash = body[0][0]["stash_rev"]
+    message = git("show", "-s", "--format=%B", stash)
+    parents = [word for parent in git("show", "-s", "--format=%P", stash).split() for word in ("-p", parent)]
+    body[0][0] |= {"stash_rev": git("commit-tree", f"{stash}^{{tree}}", *parents, "-m", f"{message}:{reference}"), "branch": reference}
+    git("stash", "store", "-m", "continued", body[0][0]["stash_rev"])
+    envelope["body"] = base64.b64encode(json.dumps(body).encode()).decode()
+    file.write_text(json.dumps(envelope))
+    queue.succeeds("exp", "run", "--run-all")
+    assert set(queue.states().values()) == {"Success"}, queue.data("queue", "logs", "second").stdout
+    assert git("rev-list", f"HEAD..{reference}").split() == [git("rev-parse", reference), first]
+    assert git("show", f"{reference}:params.yaml") == "lr: 6"
+
+
+@with_queue
+def shown_while_it_runs_in_the_workspace(queue):
+    process = subprocess.Popen([queue.slipway, "exp", "run", "-n", "here", "-S", "lr=7"], cwd=queue.work,
+                               env={**os.environ, "HOME": str(queue.root)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait(lambda: (queue.root / "here.pid").exists())
+        shown = json.loads(queue.data("exp", "show", "--json").stdout)
+        running, = shown[1]["experiments"]
+        assert running["name"] == "here" and running["revs"][0]["rev"] == "workspace", running
+        assert running["revs"][0]["data"]["params"]["params.yaml"]["data"] == {"lr": 7}, running
+        assert running["executor"] == {"state": "running", "name": "workspace", "local": {
+            "root": str(queue.work), "log": None, "pid": process.pid, "returncode": None, "task_id": None}}, running
+        if queue.dvc:
+            theirs = json.loads(original(queue, "exp", "show", "--json"))[1]["experiments"]
+            assert theirs == shown[1]["experiments"], theirs
+        (queue.root / "go").touch()
+        assert process.wait(TIMEOUT) == 0
+    finally:
+        process.kill()
+        process.wait()
+    executors = [experiment["executor"] for experiment in json.loads(queue.data("exp", "show", "--json").stdout)[1]["experiments"]]
+    assert executors == [None], executors
+
+
+@with_queue
 def killed_at_any_moment(queue):
     """Kills the worker and its execution after delays that grow, from before the start to after the end."""
     (queue.root / "go").touch()
@@ -166,5 +275,9 @@ TESTS = {
     "killed worker and execution": killed_worker_and_execution,
     "interrupted execution": interrupted_execution,
     "stopped worker": stopped_worker,
+    "worker that is stopped by a message": stopped_by_a_message,
+    "workers that the other program stops": stopped_by_the_other_program,
+    "continued experiment": continued_experiment,
+    "experiment that runs in the workspace": shown_while_it_runs_in_the_workspace,
     "queue that is killed at any moment": killed_at_any_moment,
 }

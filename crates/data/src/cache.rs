@@ -18,7 +18,7 @@ use crate::config::LinkType;
 use crate::error::DataError;
 use crate::hash::{Hasher, fill, hash_file, hash_rest, with_buffer};
 use crate::incoming::{Incoming, OBJECT_MODE, TEMPORARY, Temporary, copy};
-use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of, read_digests};
+use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, read_digests, write_files};
 use crate::model::{Digest, HashName};
 use crate::staging::{Staging, new_file, settle};
 use crate::stat::Stat;
@@ -184,10 +184,31 @@ impl Cache {
     /// # Errors
     /// If it cannot be written.
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest, DataError> {
-        let bytes = manifest.to_bytes();
-        let digest = digest_of(&bytes);
+        self.put_manifest_of(manifest.files())
+    }
+
+    /// Stores the manifest of these files, as [`write_files`] takes them, without all of it being in memory.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn put_manifest_of<'a>(
+        &self,
+        files: impl Iterator<Item = (&'a str, &'a str, [u8; 16])>,
+    ) -> Result<Digest, DataError> {
+        std::fs::create_dir_all(&self.root).map_err(DataError::io(&self.root))?;
+        let temporary = Temporary::create(&self.root, self.mode)?;
+        let (mut hasher, mut file, mut written) = (Md5::new(), temporary.file(), Ok(()));
+        write_files(files, |piece| {
+            hasher.update(piece);
+            if written.is_ok() {
+                written = file.write_all(piece);
+            }
+        });
+        written.map_err(DataError::io(temporary.path()))?;
+        let digest = Digest { md5: hasher.finalize().into(), is_dir: true };
         if !self.contains(&digest)? {
-            self.put(&digest, &bytes)?;
+            self.make_shard(&digest)?;
+            temporary.publish(&self.path(&digest), Some(self.mode))?;
         }
         Ok(digest)
     }

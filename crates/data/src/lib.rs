@@ -2,6 +2,7 @@
 
 pub mod access;
 mod batch;
+mod bounded;
 pub mod cache;
 pub mod catalog;
 pub mod commands;

@@ -54,24 +54,18 @@ impl Manifest {
     /// The bytes of the manifest's object.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.entries.len() * 96 + 2);
-        self.write(|bytes| out.extend_from_slice(bytes));
+        write_files(self.files(), |bytes| out.extend_from_slice(bytes));
         out
     }
 
     /// The digest of the folder: that of its manifest.
     pub fn digest(&self) -> Digest {
-        let mut hasher = Md5::new();
-        self.write(|bytes| hasher.update(bytes));
-        Digest { md5: hasher.finalize().into(), is_dir: true }
+        digest_of_files(self.files())
     }
 
-    /// Passes the bytes of the manifest's object on in pieces, since all of them may be many.
-    fn write(&self, sink: impl FnMut(&[u8])) {
-        let mut writer = Writer::new(sink);
-        for entry in &self.entries {
-            writer.add(&entry.path, &entry.digest.md5);
-        }
-        writer.finish();
+    /// The files as [`write_files`] takes them.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &str, [u8; 16])> {
+        self.entries.iter().map(|entry| ("", entry.path.as_str(), entry.digest.md5))
     }
 
     /// Reads the bytes of a manifest's object. Other fields of an entry are ignored, as are duplicates of a path.
@@ -125,11 +119,17 @@ impl<S: FnMut(&[u8])> Writer<S> {
     }
 }
 
-/// The digest of a folder with these files, in the order of their paths. Each is the path of its folder, which is empty or ends with `/`, its
-/// name and its MD5.
+/// The digest of a folder with these files, as [`write_files`] takes them.
 pub(crate) fn digest_of_files<'a>(files: impl Iterator<Item = (&'a str, &'a str, [u8; 16])>) -> Digest {
     let mut hasher = Md5::new();
-    let mut writer = Writer::new(|bytes: &[u8]| hasher.update(bytes));
+    write_files(files, |bytes| hasher.update(bytes));
+    Digest { md5: hasher.finalize().into(), is_dir: true }
+}
+
+/// Passes the bytes of the object of a manifest on in pieces, since all of them may be many. The files come in the order of their paths; each is
+/// the path of its folder, which is empty or ends with `/`, its name and its MD5.
+pub(crate) fn write_files<'a>(files: impl Iterator<Item = (&'a str, &'a str, [u8; 16])>, sink: impl FnMut(&[u8])) {
+    let mut writer = Writer::new(sink);
     let mut path = String::new();
     for (folder, name, md5) in files {
         path.clear();
@@ -138,7 +138,6 @@ pub(crate) fn digest_of_files<'a>(files: impl Iterator<Item = (&'a str, &'a str,
         writer.add(&path, &md5);
     }
     writer.finish();
-    Digest { md5: hasher.finalize().into(), is_dir: true }
 }
 
 /// The digests of the files in a manifest's object, which is read in pieces: it may be larger than the memory that is worth it.

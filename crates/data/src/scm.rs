@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
+use crate::bounded::{self, Limits, Stopped};
 use crate::error::DataError;
 
 mod blobs;
-mod bounded;
 mod clone;
 mod history;
 mod refs;
@@ -30,6 +31,8 @@ pub use tree::Blob;
 const MAX_BLOB_BYTES: usize = 64 << 20;
 /// Maximum bytes read of all files in a commit of a foreign repository. A few bytes of compressed objects can stand for terabytes.
 const MAX_FOREIGN_BYTES: usize = 256 << 20;
+/// Limits of a command on a foreign repository: 64 MiB are the names of about 500,000 files of a commit.
+const FOREIGN: Limits = Limits { time: Duration::from_secs(20), bytes: 64 << 20 };
 /// Configuration for commands on foreign repositories, whose own configuration could name programs.
 const FOREIGN_CONFIG: [&str; 6] =
     ["-c", "log.showSignature=false", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"];
@@ -94,7 +97,7 @@ impl Git {
         let mut command = self.command();
         command.args(arguments).stdin(Stdio::null());
         match self.foreign {
-            Some(_) => bounded::output(command),
+            Some(_) => bounded::output(command, FOREIGN).map_err(stopped),
             None => command.output().map_err(start_error),
         }
     }
@@ -343,6 +346,14 @@ fn checked(output: Output) -> Result<Vec<u8>, DataError> {
     match output.status.success() {
         true => Ok(output.stdout),
         false => Err(DataError::Git(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
+
+/// The failure of a command on a repository that is not trusted.
+fn stopped(reason: Stopped) -> DataError {
+    match reason {
+        Stopped::NotStarted(error) => start_error(error),
+        Stopped::Limit(reason) => DataError::Limit(format!("git on the repository: {reason}")),
     }
 }
 

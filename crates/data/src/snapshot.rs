@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rayon::prelude::*;
@@ -40,7 +41,7 @@ impl Snapshot {
 }
 
 /// Computes the identity of what is at `path`; `None` if there is nothing. Files that `state` knows are not read. With a cache, each file is
-/// also stored in it.
+/// also stored in it, and then the manifest of a folder.
 ///
 /// # Errors
 /// If a file cannot be read or stored.
@@ -96,7 +97,11 @@ pub fn take(
     });
     let manifest = Manifest { entries: entries.collect() }; // The walk is sorted by path, as a manifest is.
     let meta = Meta { size: manifest.size(), nfiles: Some(manifest.entries.len() as u64), is_exec: false };
-    Ok(Some(Snapshot { digest: manifest.digest(), meta, manifest: Some(manifest), files: states }))
+    let digest = match store {
+        Some(cache) => cache.put_manifest(&manifest)?,
+        None => manifest.digest(),
+    };
+    Ok(Some(Snapshot { digest, meta, manifest: Some(manifest), files: states }))
 }
 
 /// The digest of what is at `path`, like that of [`take`], in much less memory; `None` if there is nothing.
@@ -113,24 +118,85 @@ pub(crate) fn identify(
     if stat.is_none_or(|stat| stat.kind() != Kind::Folder) {
         return Ok(take(path, rules, state, hash, None)?.map(|snapshot| snapshot.digest));
     }
-    let known = |file: &FileState| if hash == HashName::Md5 { state.get(&file.stat) } else { None };
-    let mut files = Files::below(path, rules, &known)?;
-    let now = SystemTime::now();
-    let unknown: Vec<_> = files.each_mut().filter(|(_, md5)| md5.is_none()).collect();
-    let read: Vec<(Stat, [u8; 16])> = unknown
-        .into_par_iter()
-        .map(|(below, md5)| {
-            let full = path.join(below());
-            let stat = Stat::of_path(&full).map_err(DataError::io(&full))?;
-            let stat = stat.ok_or_else(|| DataError::Missing(full.display().to_string()))?;
-            let found = hash_file(&full, hash)?;
-            *md5 = Some(found);
-            Ok((stat, found))
-        })
-        .collect::<Result<_, DataError>>()?;
-    if hash == HashName::Md5 {
-        state.record(read, now);
+    let mut files = Files::below(path, rules, &|file| known(state, hash, file))?;
+    hash_all(path, &mut files, state, hash, None)?;
+    Ok(Some(digest_of_files(hashed(&files))))
+}
+
+/// Stores a folder in the cache, and returns what it is, in much less memory than [`take`]; `None` if there is no folder, or if it contains
+/// links, which may have to be replaced one by one.
+///
+/// # Errors
+/// If a file cannot be read or stored.
+pub(crate) fn store_folder(
+    path: &Path,
+    rules: &Arc<Rules>,
+    state: &State,
+    cache: &Cache,
+) -> Result<Option<(Digest, Meta)>, DataError> {
+    let stat = Stat::of_path(path).map_err(DataError::io(path))?;
+    if stat.is_none_or(|stat| stat.kind() != Kind::Folder) {
+        return Ok(None);
     }
-    // Every file has a digest now.
-    Ok(Some(digest_of_files(files.iter().map(|(folder, name, md5)| (folder, name, md5.unwrap_or_default())))))
+    let (bytes, has_links) = (AtomicU64::new(0), AtomicBool::new(false));
+    let keep = |file: &FileState| {
+        bytes.fetch_add(file.stat.size, Ordering::Relaxed);
+        if file.is_link || file.stat.links > 1 {
+            has_links.store(true, Ordering::Relaxed);
+        }
+        known(state, HashName::Md5, file)
+    };
+    let mut files = Files::below(path, rules, &keep)?;
+    if has_links.into_inner() {
+        return Ok(None);
+    }
+    hash_all(path, &mut files, state, HashName::Md5, Some(cache))?;
+    let digest = cache.put_manifest_of(hashed(&files))?;
+    let meta = Meta { size: Some(bytes.into_inner()), nfiles: Some(files.len() as u64), is_exec: false };
+    Ok(Some((digest, meta)))
+}
+
+/// The files of a folder, each with its digest if it is known.
+type Hashed = Files<Option<[u8; 16]>>;
+
+/// The files of a folder of which all are hashed.
+fn hashed(files: &Hashed) -> impl Iterator<Item = (&str, &str, [u8; 16])> {
+    files.iter().map(|(folder, name, md5)| (folder, name, md5.unwrap_or_default()))
+}
+
+fn known(state: &State, hash: HashName, file: &FileState) -> Option<[u8; 16]> {
+    if hash == HashName::Md5 { state.get(&file.stat) } else { None }
+}
+
+/// Hashes the files of a folder whose digests are not known, and records these. With a cache, each file is stored in it.
+fn hash_all(
+    path: &Path,
+    files: &mut Hashed,
+    state: &State,
+    hash: HashName,
+    cache: Option<&Cache>,
+) -> Result<(), DataError> {
+    let now = SystemTime::now();
+    files.try_each_mut(|folder, name, md5| {
+        let is_done = match (cache, &md5) {
+            (Some(cache), Some(md5)) => cache.contains(&Digest::of_file(*md5))?,
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        if is_done {
+            return Ok(());
+        }
+        let full = path.join(format!("{folder}{name}"));
+        let stat = Stat::of_path(&full).map_err(DataError::io(&full))?;
+        let stat = stat.ok_or_else(|| DataError::Missing(full.display().to_string()))?;
+        let found = match cache {
+            Some(cache) => cache.store(&full, &stat, None)?,
+            None => hash_file(&full, hash)?,
+        };
+        *md5 = Some(found);
+        if hash == HashName::Md5 {
+            state.record([(stat, found)], now);
+        }
+        Ok(())
+    })
 }

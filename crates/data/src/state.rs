@@ -131,7 +131,11 @@ impl State {
         if self.records.len() + changes.len() > MAX_RECORDS {
             self.records.clear();
         }
-        self.records.extend(changes);
+        if self.records.is_empty() {
+            self.records = changes; // Millions of them are not copied.
+        } else {
+            self.records.extend(changes);
+        }
         // The sort is stable, so the last record of a file is the newest.
         self.records.sort_by_key(|record| record.file);
         self.records.dedup_by(|next, kept| {

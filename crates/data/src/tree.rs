@@ -183,3 +183,65 @@ fn within_limit(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, DataError> {
         false => Ok(bytes),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
+
+    use super::*;
+
+    /// A project in a Git repository, with a commit that has links to `secret`, a file outside of the repository.
+    fn project(root: &Path) -> Project {
+        let work = root.join("work");
+        std::fs::create_dir_all(work.join(".dvc")).unwrap();
+        std::fs::write(root.join("secret"), "secret").unwrap();
+        std::fs::write(work.join(".dvc/config"), "").unwrap();
+        std::fs::write(work.join("file"), "content").unwrap();
+        symlink("../secret", work.join("outside")).unwrap();
+        symlink(root.join("secret"), work.join("absolute")).unwrap();
+        let git = |arguments: &[&str]| {
+            let mut command = Command::new("git");
+            command.arg("-C").arg(&work).args(["-c", "user.name=n", "-c", "user.email=n@example.invalid"]);
+            assert!(command.args(arguments).status().unwrap().success(), "{arguments:?}");
+        };
+        git(&["init", "--quiet"]);
+        git(&["add", "--all"]);
+        git(&["commit", "--quiet", "--message", "first"]);
+        Project::open(&work, &|_| {}).unwrap()
+    }
+
+    #[test]
+    fn links_in_a_commit_do_not_lead_out_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let project = project(&folder.path().canonicalize().unwrap());
+        let git = project.git.as_ref().unwrap();
+        let blobs = Blobs::open(git).unwrap();
+        let commit = git.resolve("HEAD").unwrap().unwrap();
+        let tree = Tree::at(&project, commit, &blobs).unwrap();
+        let read = |name: &str| tree.read(&project.root.join(name));
+        assert_eq!(read("file").unwrap().as_deref(), Some(&b"content"[..]));
+        // As in Git, the content of a link is the path that it names.
+        assert_eq!(read("outside").unwrap().as_deref(), Some(&b"../secret"[..]));
+        let absolute = read("absolute").unwrap().unwrap();
+        assert!(absolute.starts_with(b"/") && absolute.ends_with(b"/secret"));
+    }
+
+    #[test]
+    fn an_object_of_the_cache_that_is_a_link_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let project = project(&root);
+        let digest = crate::model::Digest::of_file([7; 16]);
+        let text = format!("outs:\n- md5: {digest}\n  size: 6\n  hash: md5\n  path: data\n");
+        std::fs::write(project.root.join("data.dvc"), text).unwrap();
+        let object = project.cache.path(&digest);
+        std::fs::create_dir_all(object.parent().unwrap()).unwrap();
+        symlink(root.join("secret"), &object).unwrap();
+        let read = || Tree::workspace(&project).unwrap().read(&project.root.join("data"));
+        assert!(read().is_err() || read().unwrap().is_none());
+        std::fs::remove_file(&object).unwrap();
+        std::fs::write(&object, "cached").unwrap();
+        assert_eq!(read().unwrap().as_deref(), Some(&b"cached"[..]));
+    }
+}

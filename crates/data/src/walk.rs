@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rayon::prelude::*;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
 use crate::error::DataError;
@@ -88,19 +89,29 @@ impl<T: Send> Files<T> {
         (&part.folder, part.name(file), &file.kept)
     }
 
+    /// The number of files.
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
     /// The files, sorted by path. Each is the path of its folder, which is empty or ends with `/`, its name, and what was kept of it.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str, &T)> {
         self.order.iter().map(|at| self.at(*at))
     }
 
-    /// The path below the folder and what was kept of each file, in any order.
-    pub(crate) fn each_mut(&mut self) -> impl Iterator<Item = (impl Fn() -> String, &mut T)> {
-        self.parts.iter_mut().flat_map(|part| {
+    /// Calls `change` with the folder and name, as [`Self::iter`] returns them, and what was kept of each file, on all cores.
+    ///
+    /// # Errors
+    /// The first error of `change`.
+    pub(crate) fn try_each_mut<E: Send>(
+        &mut self,
+        change: impl Fn(&str, &str, &mut T) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        self.parts.par_iter_mut().try_for_each(|part| {
             let (folder, names) = (&part.folder, &part.names);
-            part.files.iter_mut().map(move |file| {
-                let name = &names[file.start as usize..file.end as usize];
-                (move || format!("{folder}{name}"), &mut file.kept)
-            })
+            part.files
+                .par_iter_mut()
+                .try_for_each(|file| change(folder, &names[file.start as usize..file.end as usize], &mut file.kept))
         })
     }
 }

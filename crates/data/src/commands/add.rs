@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{GitFiles, relink};
+use crate::config::LinkType;
 use crate::error::DataError;
 use crate::gitignore;
 use crate::manifest::Manifest;
@@ -90,8 +91,20 @@ fn add_one(
         }
         out.hash = HashName::Md5;
     }
-    let snapshot = snapshot::take(&path, &project.rules, &project.state, HashName::Md5, store)?;
-    if job.part.is_some() {
+    let links_are_copies = project.links.iter().all(|link| matches!(link, LinkType::Copy | LinkType::Reflink));
+    // The files of the folder are needed one by one only for their links, and for the versions that are recorded of them.
+    let is_plain = job.part.is_none() && out.files.is_none() && (options.no_relink || links_are_copies);
+    let stored = match store.filter(|_| is_plain) {
+        Some(cache) => snapshot::store_folder(&path, &project.rules, &project.state, cache)?,
+        None => None,
+    };
+    let snapshot = match stored {
+        Some(_) => None,
+        None => snapshot::take(&path, &project.rules, &project.state, HashName::Md5, store)?,
+    };
+    if let Some((digest, meta)) = stored {
+        out.record(digest, meta, None);
+    } else if job.part.is_some() {
         if out.digest.is_some_and(|digest| !digest.is_dir) {
             return Err(DataError::Invalid(format!("cannot modify '{}', which is tracked as a file", out.written)));
         }
@@ -110,16 +123,9 @@ fn add_one(
         out.record(digest, meta, Some(&manifest));
         if store.is_some() {
             project.cache.put_manifest(&manifest)?;
-            // DVC keeps that of the part, too, although nothing refers to it.
-            if let Some(part) = snapshot.as_ref().and_then(|part| part.manifest.as_ref()) {
-                project.cache.put_manifest(part)?;
-            }
         }
     } else {
         let snapshot = snapshot.as_ref().ok_or_else(|| DataError::Missing(project.display(&path)))?;
-        if let (Some(cache), Some(manifest)) = (store, &snapshot.manifest) {
-            cache.put_manifest(manifest)?;
-        }
         out.record(snapshot.digest, snapshot.meta, snapshot.manifest.as_ref());
     }
     if project.git.is_some() && out.cached && !ignored.contains(&root) && gitignore::add(&root)? {

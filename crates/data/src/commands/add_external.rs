@@ -93,9 +93,6 @@ async fn store(
     };
     let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, Some(&project.cache))?;
     let mut taken = taken.ok_or_else(|| DataError::Missing(location.written.clone()))?;
-    if let Some(manifest) = &taken.manifest {
-        project.cache.put_manifest(manifest)?;
-    }
     taken.meta.is_exec = false; // As in DVC, a copy is not executable.
     Ok(taken)
 }
@@ -135,10 +132,9 @@ pub(super) async fn transfer(
     let sent: Result<Vec<()>, DataError> =
         futures_util::stream::iter(uploads).buffer_unordered(jobs).try_collect().await;
     sent?;
-    if let Some(manifest) = &taken.manifest {
+    if taken.manifest.is_some() {
         // After its files, so that it is never there without them.
-        let digest = cache.put_manifest(manifest)?;
-        remote.upload(&cache, &digest).await?;
+        remote.upload(&cache, &taken.digest).await?;
     }
     Ok(taken)
 }

@@ -70,7 +70,8 @@ pub fn checkout(
     options: Options,
     talk: &dyn Talk,
 ) -> Result<Report, DataError> {
-    let stages = project.stages()?;
+    let mut stages = project.stages()?;
+    super::partial::complete(project, &mut stages);
     let mut report = Report::default();
     let mut links = Links::open(&project.tmp());
     if targets.is_empty() {

@@ -67,9 +67,6 @@ pub fn commit(
             let store = out.cached.then_some(&project.cache);
             let snapshot = snapshot::take(&path, &project.rules, &project.state, HashName::Md5, store)?;
             let snapshot = snapshot.ok_or_else(|| DataError::Missing(project.display(&path)))?;
-            if let (Some(cache), Some(manifest)) = (store, &snapshot.manifest) {
-                cache.put_manifest(manifest)?;
-            }
             if out.digest != Some(snapshot.digest) || options.force {
                 out.record(snapshot.digest, snapshot.meta, snapshot.manifest.as_ref());
             }

@@ -21,6 +21,8 @@ pub struct Options {
     pub untracked: bool,
     /// Compare with a remote.
     pub not_in_remote: bool,
+    /// Compare with what is known of the remote, without asking it.
+    pub no_remote_refresh: bool,
     /// The remote; the default one if it is not given.
     pub remote: Option<String>,
 }
@@ -107,7 +109,13 @@ pub async fn data_status(project: &mut Project, targets: &[String], options: &Op
         let entries: Vec<(&String, (HashName, Digest))> =
             pushed.entries.iter().filter(|(path, _)| shown(path)).map(|(path, object)| (path, *object)).collect();
         let objects: Vec<(HashName, Digest)> = entries.iter().map(|(_, object)| *object).collect();
-        let existing = remote.existing(&objects, remote.concurrency(None)).await?;
+        let existing = if options.no_remote_refresh {
+            remote.known(&project.tmp(), &objects)
+        } else {
+            let existing = remote.existing(&objects, remote.concurrency(None)).await?;
+            remote.set_known(&project.tmp(), &objects, &existing)?;
+            existing
+        };
         let missing = entries.into_iter().filter(|(_, object)| !existing.contains(object));
         status.not_in_remote = missing.map(|(path, _)| path.clone()).collect();
     }

@@ -354,11 +354,7 @@ pub(super) async fn take_location(
     let cache = (!only_record).then_some(&project.cache);
     let take = |path: &Path| -> Result<Snapshot, DataError> {
         let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, cache)?;
-        let taken = taken.ok_or_else(|| DataError::Missing(external::redact(&location.written)))?;
-        if let (Some(cache), Some(manifest)) = (cache, &taken.manifest) {
-            cache.put_manifest(manifest)?;
-        }
-        Ok(taken)
+        taken.ok_or_else(|| DataError::Missing(external::redact(&location.written)))
     };
     let taken = match location.local() {
         Some(path) => Some(take(path)?),

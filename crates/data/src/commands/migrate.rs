@@ -58,9 +58,6 @@ fn commit_legacy(project: &mut Project, dry: bool) -> Result<Vec<String>, DataEr
             let Some(taken) = snapshot::take(&path, &project.rules, &project.state, HashName::Md5, store)? else {
                 return Err(DataError::Missing(project.display(&path)));
             };
-            if let (Some(cache), Some(manifest)) = (store, &taken.manifest) {
-                cache.put_manifest(manifest)?;
-            }
             (out.hash, out.digest, out.meta) = (HashName::Md5, Some(taken.digest), taken.meta);
             if store.is_some() {
                 relink(project, &path, &taken, false)?;

@@ -20,6 +20,7 @@ pub mod hooks;
 pub mod import;
 pub mod init;
 pub mod migrate;
+mod partial;
 pub mod plots;
 pub(crate) mod record;
 pub mod repro;

@@ -72,6 +72,8 @@ pub struct Options {
     pub runner: Option<Arc<dyn Runner>>,
     /// Receive missing dependencies from the remote, and send results to its run cache.
     pub share: bool,
+    /// Variables that the commands get, such as the name of an experiment.
+    pub variables: Vec<(String, String)>,
 }
 
 /// What was done.
@@ -276,9 +278,10 @@ impl Run<'_> {
         &mut self,
         project: &mut Project,
         index: usize,
-        job: Job,
+        mut job: Job,
         sender: &mpsc::UnboundedSender<Ended>,
     ) -> Result<(), DataError> {
+        job.variables.clone_from(&self.options.variables);
         let address = self.stages[index].address(&project.current);
         let prefix = if self.options.jobs > 1 { format!("[{address}] ") } else { String::new() };
         let Some(runner) = self.options.runner.clone() else {

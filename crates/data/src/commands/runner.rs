@@ -26,6 +26,8 @@ pub struct Request {
     pub folder: PathBuf,
     /// The root of the project.
     pub root: PathBuf,
+    /// Variables that the commands get, such as the name of an experiment.
+    pub variables: Vec<(String, String)>,
     /// The dependencies and their digests: absolute paths of files and folders.
     pub inputs: Vec<(PathBuf, String)>,
     /// The value of `meta.slipway` of the stage, as JSON.
@@ -39,7 +41,7 @@ pub struct Request {
 impl Request {
     /// The request to run a stage with its present dependencies, which are recorded in `stage`.
     pub(super) fn new(stage: &Stage, job: Job) -> Self {
-        let Job { address, commands, folder, root } = job;
+        let Job { address, commands, folder, root, variables } = job;
         let settings = stage.recipe.as_ref().and_then(|recipe| recipe.meta.as_ref()).and_then(|m| m.get(SETTINGS));
         let input = |dep: &crate::stage::Output| Some((dep.path.clone()?, dep.digest?.to_string()));
         Self {
@@ -51,6 +53,7 @@ impl Request {
             commands,
             folder,
             root,
+            variables,
         }
     }
 }

@@ -59,11 +59,7 @@ async fn receive(
     let items: Vec<Item> = files.iter().map(item).collect();
     location.download_files(is_folder, &items, &received, jobs).await?;
     let taken = snapshot::take(&received, &project.rules, &project.state, HashName::Md5, Some(&project.cache))?;
-    let taken = taken.ok_or_else(|| DataError::Missing(redact(&location.written)))?;
-    if let Some(manifest) = &taken.manifest {
-        project.cache.put_manifest(manifest)?;
-    }
-    Ok(taken)
+    taken.ok_or_else(|| DataError::Missing(redact(&location.written)))
 }
 
 /// Stores the newest versions at a location, or `revision` of a single file, in the cache, and records them and their digest; with
@@ -92,14 +88,28 @@ pub(super) async fn take(
 /// # Errors
 /// [`DataError::Corrupt`] if they do not have the recorded digest.
 pub(super) async fn fetch(project: &Project, stage: &Stage, jobs: Option<usize>) -> Result<u64, DataError> {
-    let (Some((is_folder, files)), Some(digest)) = (stage.source_files(), stage.outs[0].digest) else { return Ok(0) };
-    let location = open_location(project, stage)?;
-    let taken = receive(project, &location, is_folder, &files, jobs).await?;
+    let Some(digest) = stage.outs[0].digest else { return Ok(0) };
+    let Some((taken, files)) = receive_recorded(project, stage, jobs).await? else { return Ok(0) };
     if taken.digest != digest {
-        let place = redact(&location.written).into();
+        let place = redact(&open_location(project, stage)?.written).into();
         return Err(DataError::Corrupt { oid: digest.to_string(), place });
     }
-    Ok(files.len() as u64)
+    Ok(files)
+}
+
+/// Receives the recorded versions of an import into the cache, and returns what they are and the number of files; `None` if it records none.
+///
+/// # Errors
+/// If they cannot be received or stored.
+pub(super) async fn receive_recorded(
+    project: &Project,
+    stage: &Stage,
+    jobs: Option<usize>,
+) -> Result<Option<(Snapshot, u64)>, DataError> {
+    let Some((is_folder, files)) = stage.source_files() else { return Ok(None) };
+    let location = open_location(project, stage)?;
+    let taken = receive(project, &location, is_folder, &files, jobs).await?;
+    Ok(Some((taken, files.len() as u64)))
 }
 
 /// How the bucket differs from the recorded versions of an import.

@@ -96,12 +96,16 @@ pub async fn fetch(
         // Now the files of their folders are known.
         used = used_objects(project, targets, options.recursive, &options.scope, false)?;
     }
-    let mut received = runs + manifests;
+    let partial = match options.scope.commits {
+        None => super::partial::fetch(project, targets, options.recursive, options.jobs).await?,
+        Some(_) => None,
+    };
+    let mut received = runs + manifests + partial.unwrap_or(0);
     let has_remote = require_remote(project, options, "fetch").is_ok();
     // What is imported is in its repository, so that no remote is needed.
     let wanted = used.objects.iter().filter(|object| has_remote || !object.is_imported).collect();
     let lacking: Vec<Object> = split_cached(project, wanted)?.1.into_iter().cloned().collect();
-    if lacking.is_empty() && received == 0 && used.imports.is_empty() {
+    if lacking.is_empty() && received == 0 && used.imports.is_empty() && partial.is_none() {
         require_remote(project, options, "fetch")?;
     }
     for (name, objects) in by_remote(lacking, options) {

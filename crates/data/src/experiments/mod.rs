@@ -2,6 +2,7 @@
 //! stashes are those of DVC, so that both programs see the same experiments.
 
 pub mod apply;
+mod hydra;
 pub mod names;
 pub mod overrides;
 pub mod queue;

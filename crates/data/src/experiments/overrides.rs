@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::hydra::Hydra;
 use crate::error::DataError;
 use crate::pipeline::assign;
 use crate::pipeline::params::parse;
@@ -212,21 +213,31 @@ fn parse_value(text: &str, depth: usize) -> Result<Value, String> {
 ///
 /// # Errors
 /// If a file does not exist or a parameter is neither known nor new; then no file is changed.
-pub fn apply(folder: &Path, overrides: &[Override]) -> Result<Vec<PathBuf>, DataError> {
-    let texts = changed_texts(folder, overrides)?;
+pub(crate) fn apply(folder: &Path, overrides: &[Override], hydra: Option<&Hydra>) -> Result<Vec<PathBuf>, DataError> {
+    let texts = changed_texts(folder, overrides, hydra)?;
     for (path, text) in &texts {
         slipway_core::files::replace(path, text.as_bytes()).map_err(DataError::io(path))?;
     }
     Ok(texts.into_iter().map(|(path, _)| path).collect())
 }
 
-/// The parameter files that the overrides change, with their new texts.
+/// The parameter files that the overrides change, with their new texts. With Hydra, the parameters of the default file are composed, also without
+/// overrides.
 ///
 /// # Errors
 /// As [`apply`].
-pub(crate) fn changed_texts(folder: &Path, overrides: &[Override]) -> Result<Vec<(PathBuf, String)>, DataError> {
+pub(crate) fn changed_texts(
+    folder: &Path,
+    overrides: &[Override],
+    hydra: Option<&Hydra>,
+) -> Result<Vec<(PathBuf, String)>, DataError> {
     let mut texts: Vec<(PathBuf, String)> = Vec::new();
-    for change in overrides {
+    let is_composed = |change: &&Override| hydra.is_some() && change.file == DEFAULT_PARAMS_FILE;
+    if let Some(hydra) = hydra {
+        let composed: Vec<&str> = overrides.iter().filter(is_composed).map(|change| change.text.as_str()).collect();
+        texts.push((folder.join(DEFAULT_PARAMS_FILE), hydra.compose(&composed)?));
+    }
+    for change in overrides.iter().filter(|change| !is_composed(change)) {
         let path = crate::config::normalise(&folder.join(&change.file));
         let place = match texts.iter().position(|(known, _)| *known == path) {
             Some(place) => place,

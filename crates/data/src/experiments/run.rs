@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::hydra::Hydra;
 use super::names;
 use super::overrides::{self, Override};
+use super::queue::Queue;
 use super::save::{self, record};
 use crate::commands::Talk;
 use crate::commands::repro::{self, Say, repro};
@@ -26,8 +28,19 @@ pub struct Request {
     pub targets: Vec<String>,
     /// Files and folders that Git does not track, to copy for an experiment that runs outside of the workspace.
     pub copy_paths: Vec<String>,
+    /// Change `params.yaml` itself, also in a project that composes it with Hydra.
+    pub no_hydra: bool,
+    /// The commit after which the result comes; the baseline if it is not given.
+    pub parent: Option<String>,
     /// How to run them. `force` also replaces an experiment with the same name.
     pub repro: repro::Options,
+}
+
+impl Request {
+    /// How Hydra composes the parameters, if it does.
+    pub(super) fn hydra(&self, project: &Project) -> Option<Hydra> {
+        if self.no_hydra { None } else { Hydra::of(&project.config, &project.root) }
+    }
 }
 
 /// Runs an experiment in the workspace. If a stage fails, the workspace keeps the new parameters.
@@ -38,8 +51,11 @@ pub async fn run(project: &mut Project, request: &Request, talk: &dyn Talk, say:
     let git = project.git.clone();
     let (git, head) = repository(git.as_ref())?;
     let name = names::choose(git, &head, request.name.as_deref(), request.repro.force)?;
-    let files = overrides::apply(&project.current, &request.params)?;
-    let request = Request { name: Some(name), ..request.clone() };
+    let files = overrides::apply(&project.current, &request.params, request.hydra(project).as_ref())?;
+    let _recorded = Queue::of(project)?.record_workspace(&head, Some(&name))?;
+    let variables = vec![("DVC_EXP_BASELINE_REV".into(), head.clone()), ("DVC_EXP_NAME".into(), name.clone())];
+    let repro = repro::Options { variables, ..request.repro.clone() };
+    let request = Request { name: Some(name), repro, ..request.clone() };
     reproduce(project, head, &request, files, talk, say).await
 }
 
@@ -59,7 +75,12 @@ pub(super) async fn reproduce(
     let git = project.git.clone();
     let (git, _) = repository(git.as_ref())?;
     files.extend(files_of_stages(project, git)?);
-    let options = save::Options { untracked: files, message: request.message.clone(), ..save::Options::default() };
+    let options = save::Options {
+        untracked: files,
+        message: request.message.clone(),
+        parent: request.parent.clone(),
+        ..save::Options::default()
+    };
     let name = match &request.name {
         Some(name) => name.clone(),
         None => names::free(git, &baseline)?,

@@ -29,6 +29,8 @@ pub struct Options {
     pub untracked: Vec<PathBuf>,
     /// The message of the commit.
     pub message: Option<String>,
+    /// The commit after which it comes; the baseline if it is not given.
+    pub parent: Option<String>,
 }
 
 /// Saves the workspace as an experiment. The outputs of the targets, or all, are stored in the cache.
@@ -74,7 +76,7 @@ pub(crate) fn record(
     let untracked = git.untracked()?;
     let (included, left_out) = split_untracked(project, options, untracked)?;
     index.add(&included)?;
-    experiment.commit = index.commit(&[&experiment.baseline], &message)?;
+    experiment.commit = index.commit(&[options.parent.as_ref().unwrap_or(&experiment.baseline)], &message)?;
     git.change_references(&[
         RefChange::Set(experiment.reference(), experiment.commit.clone()),
         RefChange::Set(EXEC_HEAD.into(), experiment.baseline.clone()),

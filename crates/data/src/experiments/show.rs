@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::queue::{Process, Queue, Task, TaskState};
+use super::queue::{Info, Process, Queue, Task, TaskState};
 use crate::config::relative_path;
 use crate::error::DataError;
 use crate::json::Json;
@@ -150,6 +150,7 @@ pub fn collect(project: &Project, options: &Options) -> Result<Vec<State>, DataE
     queue.recover()?;
     let mut tasks = queue.tasks()?;
     tasks.extend(queue.standalone()?);
+    let in_workspace = queue.in_workspace()?;
     for baseline in baselines(git, options)? {
         let mut state = reader.at(&baseline, names.get(&baseline).cloned())?;
         for experiment in experiments.iter().filter(|experiment| experiment.baseline == baseline) {
@@ -157,6 +158,10 @@ pub fn collect(project: &Project, options: &Options) -> Result<Vec<State>, DataE
         }
         for task in tasks.iter().filter(|task| task.entry.baseline_rev == baseline) {
             state.experiments.extend(reader.task(task, options)?);
+        }
+        if let Some((info, process)) = in_workspace.as_ref().filter(|(info, _)| info.baseline_rev == baseline) {
+            let executor = Some(Executor::in_workspace(info, process));
+            state.experiments.push(State { name: info.name.clone(), executor, ..reader.workspace() });
         }
         let order = |state: &State| {
             let rank = match state.executor.as_ref().map(|executor| executor.state) {
@@ -282,6 +287,16 @@ impl Executor {
             root: task.place().map(|place| place.to_string_lossy().into_owned()),
             process: task.process.clone(),
             task: (!task.is_standalone()).then(|| task.entry.stash_rev.clone()),
+        }
+    }
+
+    fn in_workspace(info: &Info, process: &Process) -> Self {
+        Self {
+            state: TaskState::Running,
+            name: Some("workspace"),
+            root: Some(info.root_dir.clone()),
+            process: Some(process.clone()),
+            task: None,
         }
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Job {
     pub(crate) folder: PathBuf,
     /// The root of the project.
     pub(crate) root: PathBuf,
+    /// Variables of the environment beside those of this process.
+    pub(crate) variables: Vec<(String, String)>,
 }
 
 /// The commands of a stage: the items of a list, or the lines of a text.
@@ -33,7 +35,13 @@ impl Job {
     /// The job of a stage in the project `root`.
     pub(crate) fn new(stage: &Stage, address: String, root: &Path) -> Option<Self> {
         let recipe = stage.recipe.as_ref()?;
-        Some(Self { address, commands: commands(&recipe.command), folder: recipe.wdir.clone(), root: root.to_owned() })
+        Some(Self {
+            address,
+            commands: commands(&recipe.command),
+            folder: recipe.wdir.clone(),
+            root: root.to_owned(),
+            variables: Vec::new(),
+        })
     }
 
     /// Runs the commands one after the other until one fails. `start` is called with each before it runs. With `line`, the output is
@@ -73,6 +81,7 @@ impl Job {
             _ => &mut process,
         };
         process.arg("-c").arg(command).current_dir(&self.folder).env("DVC_STAGE", &self.address);
+        process.envs(self.variables.iter().map(|(name, value)| (name, value)));
         if std::env::var_os("DVC_ROOT").is_none() {
             process.env("DVC_ROOT", &self.root);
         }

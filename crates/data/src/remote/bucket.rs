@@ -13,6 +13,7 @@ use slipway_store::bucket::HttpFactory;
 use tokio::io::AsyncReadExt;
 
 use super::backend::{Backend, Chunks, Entry, Failure, Reply};
+use super::google::ServiceAccount;
 use super::http::tls_of;
 use super::options::Settings;
 use crate::error::DataError;
@@ -22,6 +23,9 @@ use crate::ini::Ini;
 const PART_BYTES: usize = 8 << 20;
 /// Number of parts of one file that are sent at the same time.
 const CONCURRENT_PARTS: usize = 4;
+
+/// The file that `gcloud auth application-default login` writes, from the home folder.
+const USER_CREDENTIALS: &str = ".config/gcloud/application_default_credentials.json";
 
 /// The result of opening a bucket.
 type Opened = Result<Arc<dyn ObjectStore>, DataError>;
@@ -176,8 +180,24 @@ fn gs(settings: &Settings, bucket: &str) -> Opened {
     if settings.is_true("allow_anonymous_login") {
         // Uploads use the credentials also without signatures, and would search for some.
         builder = builder.with_skip_signature(true).with_bearer_token("");
+    } else if !has_credentials(&builder) {
+        let account = ServiceAccount::new(tls_of(settings)?, variable("GCE_METADATA_HOST"));
+        let invalid = |error| DataError::Config(format!("remote '{}': {error}", settings.name));
+        builder = builder.with_credentials(Arc::new(account.map_err(invalid)?));
     }
     opened(settings, builder.with_http_connector(http).build())
+}
+
+/// Whether options, variables or the files of Google's command line name credentials.
+fn has_credentials(builder: &GoogleCloudStorageBuilder) -> bool {
+    let keys = [
+        GoogleConfigKey::ServiceAccount,
+        GoogleConfigKey::ServiceAccountKey,
+        GoogleConfigKey::ApplicationCredentials,
+        GoogleConfigKey::BearerToken,
+    ];
+    let of_user = std::env::var_os("HOME").map(|home| Path::new(&home).join(USER_CREDENTIALS));
+    keys.iter().any(|key| builder.get_config_value(key).is_some()) || of_user.is_some_and(|file| file.exists())
 }
 
 /// Opens a container of Azure.
@@ -339,6 +359,7 @@ impl Bucket {
 pub(super) fn failed(error: object_store::Error) -> Failure {
     match error {
         object_store::Error::NotFound { .. } => Failure::NotFound,
+        object_store::Error::Unauthenticated { source, .. } => Failure::Permanent(source.to_string()),
         other => Failure::Permanent(other.to_string()),
     }
 }

@@ -231,7 +231,7 @@ pub(crate) fn broken(error: reqwest::Error) -> Failure {
 }
 
 /// The innermost cause of an error; the outer messages repeat the URL, which may contain a password.
-fn cause(error: &dyn std::error::Error) -> String {
+pub(super) fn cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -4,7 +4,9 @@
 mod backend;
 mod batches;
 pub(crate) mod bucket;
+mod google;
 mod http;
+mod known;
 mod options;
 mod password;
 mod runs;

@@ -45,6 +45,22 @@ impl Git {
         Ok(clone)
     }
 
+    /// Applies the changes of a stash to the work tree and the index.
+    ///
+    /// # Errors
+    /// If git cannot be run, or the changes are in conflict with the files.
+    pub fn apply_stash(&self, stash: &str) -> Result<(), DataError> {
+        let output = self.output(&["stash", "apply", "--quiet", stash])?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let reason = String::from_utf8_lossy(&output.stderr);
+        Err(DataError::Git(format!(
+            "the changes of {stash} are in conflict with the files of the commit. {}",
+            reason.trim()
+        )))
+    }
+
     /// Removes a file from the index and the work tree.
     ///
     /// # Errors

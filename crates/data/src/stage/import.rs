@@ -131,7 +131,7 @@ impl Stage {
     }
 
     /// The MD5 of what the stage does, in DVC's form.
-    fn own_digest(&self) -> String {
+    pub(crate) fn own_digest(&self) -> String {
         let old_outs = self.value.get("outs").map_or(&[][..], Value::items);
         let outs = self.outs.iter().enumerate().map(|(i, out)| out.to_value(old_outs.get(i)));
         let mut entries: Vec<(String, Value)> = vec![("outs".into(), Value::List(outs.collect()))];

@@ -13,7 +13,7 @@ use super::records::{read, write};
 use crate::error::DataError;
 
 /// The task that runs an experiment.
-const TASK: &str = "dvc.repo.experiments.queue.tasks.run_exp";
+pub(super) const TASK: &str = "dvc.repo.experiments.queue.tasks.run_exp";
 /// The end of the names of messages in the queue of tasks. Others are for the control of workers.
 const SUFFIX: &str = "celery.msg";
 
@@ -80,7 +80,13 @@ impl Broker {
         &self.folder
     }
 
-    fn waiting(&self) -> PathBuf {
+    /// The folder of the tables that say which queues a message goes to.
+    pub(super) fn control(&self) -> PathBuf {
+        self.folder.join("broker/control")
+    }
+
+    /// The folder of the messages that wait.
+    pub(super) fn waiting(&self) -> PathBuf {
         self.folder.join("broker/in")
     }
 
@@ -92,12 +98,18 @@ impl Broker {
         self.folder.join("result").join(format!("celery-task-meta-{id}"))
     }
 
+    /// Creates the folders that are missing.
+    pub(super) fn create_folders(&self) -> Result<(), DataError> {
+        for folder in [self.waiting(), self.processed(), self.control(), self.folder.join("result")] {
+            std::fs::create_dir_all(&folder).map_err(DataError::io(&folder))?;
+        }
+        Ok(())
+    }
+
     /// Asks for the execution of an experiment.
     pub(super) fn put(&self, entry: &Entry, copy_paths: &[String], message: Option<&str>) -> Result<(), DataError> {
         let folder = self.waiting();
-        for folder in [&folder, &self.processed(), &self.folder.join("broker/control"), &self.folder.join("result")] {
-            std::fs::create_dir_all(folder).map_err(DataError::io(folder))?;
-        }
+        self.create_folders()?;
         let keywords = json!({"copy_paths": copy_paths, "message": message});
         let embedded = json!({"callbacks": null, "errbacks": null, "chain": null, "chord": null});
         let body = json!([[entry], keywords, embedded]).to_string();
@@ -119,7 +131,7 @@ impl Broker {
                 "priority": 0, "body_encoding": "base64", "delivery_tag": uuid(),
             },
         });
-        write(&folder.join(format!("{}_{}.{SUFFIX}", next_number(&names(&folder)?), uuid())), &envelope)
+        write(&folder.join(new_name(&folder, SUFFIX)?), &envelope)
     }
 
     /// The messages that wait, in their order.
@@ -134,7 +146,7 @@ impl Broker {
 
     fn messages(&self, folder: &Path) -> Result<Vec<Message>, DataError> {
         let mut messages = Vec::new();
-        for file in names(folder)? {
+        for file in entries(folder, SUFFIX)? {
             let path = folder.join(&file);
             // A message that was taken since is in the other folder.
             let Some(envelope) = read::<Envelope>(&path)? else { continue };
@@ -208,13 +220,13 @@ impl Broker {
         write(&self.result(id), &meta)
     }
 
-    /// Removes the messages for the control of workers, which DVC's leave behind.
+    /// Removes the messages for the control of workers that nobody took, such as late replies.
     pub(super) fn clean(&self) -> Result<(), DataError> {
         for folder in [self.waiting(), self.processed()] {
             let Ok(entries) = std::fs::read_dir(&folder) else { continue };
             for entry in entries.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if name.ends_with(".reply.celery.pidbox.msg") {
+                if name.ends_with(".celery.pidbox.msg") {
                     remove(&entry.path())?;
                 }
             }
@@ -223,17 +235,22 @@ impl Broker {
     }
 }
 
-/// The names of the messages in a folder, in their order.
-fn names(folder: &Path) -> Result<Vec<String>, DataError> {
+/// The names of the messages in a folder that end with a dot and `suffix`, in their order.
+pub(super) fn entries(folder: &Path, suffix: &str) -> Result<Vec<String>, DataError> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(DataError::io(folder)(error)),
     };
     let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.retain(|name| name.split_once('.').is_some_and(|(_, rest)| rest == SUFFIX));
+    names.retain(|name| name.split_once('.').is_some_and(|(_, rest)| rest == suffix));
     names.sort();
     Ok(names)
+}
+
+/// The name of a new message in a folder.
+pub(super) fn new_name(folder: &Path, suffix: &str) -> Result<String, DataError> {
+    Ok(format!("{}_{}.{suffix}", next_number(&entries(folder, suffix)?), uuid()))
 }
 
 /// The number at the beginning of a new message: milliseconds since the start of the machine, as Python's monotonic clock counts them on Linux, and
@@ -246,7 +263,7 @@ fn next_number(names: &[String]) -> u64 {
     after.max(hundredths.unwrap_or(0) * 10)
 }
 
-fn remove(path: &Path) -> Result<bool, DataError> {
+pub(super) fn remove(path: &Path) -> Result<bool, DataError> {
     match std::fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -254,7 +271,7 @@ fn remove(path: &Path) -> Result<bool, DataError> {
     }
 }
 
-fn uuid() -> String {
+pub(super) fn uuid() -> String {
     let hex = slipway_core::ids::hex32();
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }

@@ -121,7 +121,7 @@ pub async fn execute(
         Some(_) => queue.records(&entry),
         None => standalone(&queue, &entry.stash_rev),
     };
-    let mut process = Process::own(&records.log());
+    let mut process = Process::own(Some(&records.log()));
     records.set_process(&process)?;
     let result = run(&queue, &entry, execution, &records, (open, talk, say.clone())).await;
     if let Err(error) = &result {
@@ -146,16 +146,12 @@ fn entry_of(queue: &Queue, execution: &Execution) -> Result<Entry, DataError> {
     let ["dvc-exp", head, baseline, name, ..] = parts.as_slice() else {
         return Err(DataError::Invalid(format!("{} is not the stash of an experiment", execution.stash)));
     };
-    let branch = parts.get(4).map(|branch| (*branch).to_owned());
-    if let Some(branch) = &branch {
-        return Err(DataError::Invalid(format!("experiments that continue a branch ({branch}) are not supported")));
-    }
     Ok(Entry {
         stash_rev: execution.stash.clone(),
         baseline_rev: (*baseline).to_owned(),
         head_rev: Some((*head).to_owned()),
         name: (!name.is_empty()).then(|| (*name).to_owned()),
-        branch,
+        branch: parts.get(4).map(|branch| (*branch).to_owned()),
         ..Entry::default()
     })
 }
@@ -174,25 +170,14 @@ async fn run(
     std::fs::create_dir_all(&parent).map_err(DataError::io(&parent))?;
     let place = parent.join(format!("tmp{}", slipway_core::ids::hex32()));
     let dvc_dir = relative_path(&queue.root.join(DVC_DIR), queue.git.root());
-    let mut info = Info {
-        git_url: format!("file://{}", place.display()),
-        baseline_rev: entry.baseline_rev.clone(),
-        location: location.into(),
-        root_dir: place.to_string_lossy().into_owned(),
-        dvc_dir: dvc_dir.to_string_lossy().into_owned(),
-        name: entry.name.clone(),
-        wdir: Some(relative_path(&queue.root, queue.git.root()).to_string_lossy().into_owned()),
-        result_hash: None,
-        result_ref: None,
-        result_force: false,
-        status: status::PREPARING,
-    };
+    let continued = entry.branch.as_deref().map(|branch| continued(&queue.git, branch)).transpose()?;
+    let mut info = Info::new(queue, &place, location, &entry.baseline_rev, entry.name.as_deref());
     // Recorded before the folder exists, so that the folder of a killed process is found and removed.
     records.set_info(&info)?;
     let result = async {
         std::fs::create_dir(&place).map_err(DataError::io(&place))?;
         let arguments = read_arguments(&queue.git, &queue.root, &entry.stash_rev)?;
-        prepare(queue, entry, &place, &dvc_dir)?;
+        prepare(queue, entry, continued.as_ref(), &place, &dvc_dir)?;
         info.status = status::RUNNING;
         records.set_info(&info)?;
         if let Some(name) = &entry.name {
@@ -204,13 +189,14 @@ async fn run(
         let how = checkout::Options { force: true, allow_missing: true, ..checkout::Options::default() };
         checkout::checkout(&mut project, &[], how, talk)?;
         let request = Request {
-            name: entry.name.clone(),
+            name: continued.as_ref().map(|experiment| experiment.name.clone()).or_else(|| entry.name.clone()),
+            parent: continued.as_ref().map(|experiment| experiment.commit.clone()),
             message: execution.message.clone(),
             targets: arguments.targets,
             repro: arguments.repro,
             ..Request::default()
         };
-        let baseline = entry.baseline_rev.clone();
+        let baseline = continued.as_ref().map_or(&entry.baseline_rev, |experiment| &experiment.baseline).clone();
         let experiment = reproduce(&mut project, baseline, &request, Vec::new(), talk, say.clone()).await?;
         info.result_hash = Some(save::identity(&project)?);
         info.result_ref = Some(experiment.reference());
@@ -230,10 +216,31 @@ async fn run(
     result
 }
 
-/// Creates the repository of an execution, with the configuration of the project.
-fn prepare(queue: &Queue, entry: &Entry, place: &Path, dvc_dir: &Path) -> Result<(), DataError> {
+/// The experiment to which the result is added, by its reference.
+fn continued(git: &Git, branch: &str) -> Result<Experiment, DataError> {
+    let found = crate::revision::all(git, None)?.into_iter().find(|experiment| experiment.reference() == branch);
+    found.ok_or_else(|| DataError::Invalid(format!("there is no experiment {branch} to continue")))
+}
+
+/// Creates the repository of an execution, with the configuration of the project. One that continues an experiment has the files of that one,
+/// with the changes of the stash.
+fn prepare(
+    queue: &Queue,
+    entry: &Entry,
+    continued: Option<&Experiment>,
+    place: &Path,
+    dvc_dir: &Path,
+) -> Result<(), DataError> {
     let head = entry.head_rev.as_ref().unwrap_or(&entry.baseline_rev);
-    let clone = queue.git.clone_state(place, head, &entry.stash_rev)?;
+    let clone = match continued {
+        None => queue.git.clone_state(place, head, &entry.stash_rev)?,
+        Some(experiment) => {
+            let clone = queue.git.clone_state(place, &experiment.commit, &experiment.commit)?;
+            clone.apply_stash(&entry.stash_rev)?;
+            clone.change_references(&[RefChange::Set(experiment.reference(), experiment.commit.clone())])?;
+            clone
+        }
+    };
     clone.change_references(&[
         RefChange::Set(format!("{EXEC}/EXEC_HEAD"), head.clone()),
         RefChange::Set(format!("{EXEC}/EXEC_BASELINE"), entry.baseline_rev.clone()),

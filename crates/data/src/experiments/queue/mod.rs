@@ -6,6 +6,7 @@
 //! command records the failure.
 
 mod broker;
+mod control;
 mod execute;
 mod follow;
 mod packed;
@@ -13,6 +14,7 @@ mod put;
 mod records;
 mod recover;
 mod worker;
+mod workspace;
 
 use std::path::{Path, PathBuf};
 

@@ -39,7 +39,7 @@ pub(super) fn stash(
     let git = project.git.clone();
     let (git, head) = repository(git.as_ref())?;
     let name = names::choose(git, &head, request.name.as_deref(), request.repro.force)?;
-    let texts = overrides::changed_texts(&project.current, &request.params)?;
+    let texts = overrides::changed_texts(&project.current, &request.params, request.hydra(project).as_ref())?;
     let data = data_files(project)?;
     commit_data(project, &data, talk)?;
     let index = Index::copy(git, project.staging.path().join("queue-index"))?;

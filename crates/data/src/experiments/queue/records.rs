@@ -29,13 +29,15 @@ pub(super) mod status {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Info {
     pub(super) git_url: String,
-    pub(super) baseline_rev: String,
+    /// The commit from which the experiment derives.
+    pub baseline_rev: String,
     pub(super) location: String,
     /// The folder of its work tree.
     pub root_dir: String,
     pub(super) dvc_dir: String,
+    /// The name of the experiment.
     #[serde(default)]
-    pub(super) name: Option<String>,
+    pub name: Option<String>,
     #[serde(default)]
     pub(super) wdir: Option<String>,
     #[serde(default)]
@@ -66,11 +68,12 @@ pub struct Process {
 }
 
 impl Process {
-    pub(super) fn own(log: &Path) -> Self {
+    /// This process, whose output is written into the file `log`.
+    pub(super) fn own(log: Option<&Path>) -> Self {
         Self {
             pid: std::process::id().cast_signed(),
             stdin: None,
-            log: Some(log.to_string_lossy().into_owned()),
+            log: log.map(|log| log.to_string_lossy().into_owned()),
             stderr: None,
             returncode: None,
         }

@@ -5,10 +5,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::control::Mailbox;
 use super::execute::{Execution, command};
 use super::records::{Process, exit_code, lock, read, write};
 use super::{Message, Queue, Task, TaskState, unknown};
@@ -16,6 +18,8 @@ use crate::error::DataError;
 
 /// Maximum number of workers.
 const MAX_WORKERS: usize = 256;
+/// Time between two looks into the mailbox. DVC waits for a second for replies.
+const CONTROL_INTERVAL: Duration = Duration::from_millis(200);
 /// What a worker reports when it works.
 const READY: &str = "ready\n";
 
@@ -123,7 +127,7 @@ fn spawn(queue: &Queue, number: usize, program: &Program) -> Result<(), DataErro
     Err(DataError::Invalid(format!("worker {number} ended with {status} before it worked; see {}", log.display())))
 }
 
-/// Works until the queue is empty, or until a signal to end, after which the present experiment is completed.
+/// Works until the queue is empty, or until a signal or a message to end, after which the present experiment is completed.
 ///
 /// # Errors
 /// If another process is the worker with this number, or a file of the queue cannot be read.
@@ -135,7 +139,9 @@ pub async fn run_worker(queue: &Queue, number: usize, program: &Program) -> Resu
     let _ = rustix::process::setsid();
     let io = DataError::io(queue.broker.folder());
     let mut ending = signal(SignalKind::terminate()).map_err(io)?;
-    write(&queue.worker_path(number, "json"), &Process::own(&queue.worker_path(number, "out")))?;
+    write(&queue.worker_path(number, "json"), &Process::own(Some(&queue.worker_path(number, "out"))))?;
+    let mailbox = Mailbox::open(&queue.broker, number)?;
+    let mut control = tokio::time::interval(CONTROL_INTERVAL);
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(READY.as_bytes()).and_then(|()| stdout.flush()); // The process that started it may have ended.
     while let Some((message, held)) = next(queue)? {
@@ -149,6 +155,10 @@ pub async fn run_worker(queue: &Queue, number: usize, program: &Program) -> Resu
                         break;
                     }
                     _ = ending.recv() => is_ending = true,
+                    _ = control.tick() => match mailbox.serve(Some(&message)) {
+                        Ok(is_stopped) => is_ending |= is_stopped,
+                        Err(error) => tracing::warn!("control of the worker: {error}"),
+                    },
                 }
             },
             Err(error) => {

@@ -162,8 +162,8 @@ pub(crate) struct Run {
     /// File or folder that Git does not track, to copy for --temp and --queue
     #[arg(short = 'C', long, value_name = "PATH")]
     pub(crate) copy_paths: Vec<String>,
-    /// Accepted for DVC: slipway does not compose Hydra's configurations
-    #[arg(long, hide = true)]
+    /// Change params.yaml itself, also in a project that composes it with Hydra (hydra.enabled)
+    #[arg(long)]
     pub(crate) no_hydra: bool,
     #[command(flatten)]
     pub(crate) repro: super::pipeline::Repro,

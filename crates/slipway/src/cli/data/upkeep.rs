@@ -74,9 +74,9 @@ pub(crate) struct DataStatus {
     /// Show what the remote lacks
     #[arg(long)]
     pub(crate) not_in_remote: bool,
-    /// Accepted for DVC's sake: the remote is always queried
-    #[arg(long = "no-remote-refresh", hide = true)]
-    pub(crate) _no_remote_refresh: bool,
+    /// With --not-in-remote, use what the last command without this option found in the remote, and do not query it
+    #[arg(long)]
+    pub(crate) no_remote_refresh: bool,
     /// Tracked paths; all by default
     pub(crate) targets: Vec<String>,
 }

@@ -35,6 +35,7 @@ pub(super) async fn run(
                 recursive: options.recursive,
                 untracked: options.include_untracked.iter().map(|p| project.absolute(&p.to_string_lossy())).collect(),
                 message: options.message,
+                ..save::Options::default()
             };
             let saved = save::save(project, &options.targets, &how, talk)?;
             if is_json(context, options.json) {
@@ -128,6 +129,8 @@ pub(super) async fn run_pipeline(
         repro,
         targets: options.repro.targets,
         copy_paths: options.copy_paths,
+        no_hydra: options.no_hydra,
+        ..run::Request::default()
     };
     if options.queue {
         return queue::put(&mut project, &request, combinations, talk);

@@ -153,6 +153,7 @@ pub(super) fn repro_options(context: &Context, project: &Project, options: &Repr
         jobs: options.jobs.unwrap_or(1),
         runner: None,
         share: false,
+        variables: Vec::new(),
     }
 }
 

@@ -362,6 +362,7 @@ fn as_process(spec: &mut RunSpec, request: &Request) {
     spec.working_dir = Some(request.folder.display().to_string());
     let mut env =
         vec![variable("DVC_STAGE", &request.address), variable("DVC_ROOT", &request.root.display().to_string())];
+    env.extend(request.variables.iter().map(|(name, value)| variable(name, value)));
     env.extend(FORWARDED.iter().filter_map(|name| Some(variable(name, &std::env::var(name).ok()?))));
     // What the stage sets comes later, and counts.
     env.append(&mut spec.env);

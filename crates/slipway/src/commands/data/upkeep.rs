@@ -28,6 +28,7 @@ pub(super) async fn run(
                 granular: options.granular,
                 untracked: options.untracked_files == "all",
                 not_in_remote: options.not_in_remote,
+                no_remote_refresh: options.no_remote_refresh,
                 remote: options.remote.clone(),
             };
             let status = data_status::data_status(&mut open()?, &options.targets, &how).await?;
