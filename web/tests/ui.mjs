@@ -35,7 +35,10 @@ async function assertComplete(page) {
   await page.waitForFunction(() => {
     const complete = [...document.querySelectorAll("main img")].every((i) => i.complete);
     const drawn = [...document.querySelectorAll("main canvas")].every((c) => c.width > 0);
-    return complete && drawn && !/Searching|Loading/.test(document.querySelector("main")?.textContent ?? "") && document.getAnimations().length === 0;
+    const page = document.querySelector("main").cloneNode(true);
+    // A log of a program may have these words, too.
+    for (const log of page.querySelectorAll("pre, [aria-label=Failure]")) log.remove();
+    return complete && drawn && !/Searching|Loading/.test(page.textContent) && document.getAnimations().length === 0;
   });
 }
 

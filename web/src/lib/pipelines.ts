@@ -9,6 +9,8 @@ export interface Pipeline {
   name: string;
   description?: string;
   created_at: string;
+  /** Only where namespaces are tenants. */
+  namespace?: string;
 }
 export interface Version {
   pipeline_id: string;
@@ -163,6 +165,7 @@ export const pipelines = {
   },
   remove: (pipeline: string) => call(`${kubeflow}/pipelines/${id(pipeline)}?cascade=true`, { method: "DELETE" }),
   experiments: (namespace: string) => page<Experiment>("experiments", "experiments", { namespace, sort_by: "created_at desc" }),
+  createExperiment: (display_name: string, namespace: string) => call<Experiment>(`${kubeflow}/experiments`, post({ display_name, namespace })),
 
   runs: (namespace: string, filter: unknown, token = "") =>
     page<ListedRun>("runs", "runs", { namespace, page_token: token, sort_by: "created_at desc", filter: filter ? JSON.stringify(filter) : "" }),

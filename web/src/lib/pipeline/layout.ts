@@ -143,15 +143,20 @@ export function layout(graphs: Graphs, tree: Tree | undefined, open: Open): Draw
   return new Layout(graphs, tree, open).graph("", "");
 }
 
+/** Lines that are drawn at once. More would be slow, and an area instead of lines. */
+const MAX_LINES = 400;
+
 /** The part of a drawing that a window shows, with a margin. */
 export function visible(drawing: Drawing, window: { left: number; top: number; width: number; height: number }): { boxes: Box[]; lines: Line[] } {
   const margin = 200;
   const [left, top, right, bottom] = [window.left - margin, window.top - margin, window.left + window.width + margin, window.top + window.height + margin];
   const shows = (x1: number, y1: number, x2: number, y2: number) => x2 >= left && x1 <= right && y2 >= top && y1 <= bottom;
-  return {
-    boxes: drawing.boxes.filter((b) => shows(b.x, b.y, b.x + b.width, b.y + b.height)),
-    lines: drawing.lines.filter((l) => shows(Math.min(l.from[0], l.to[0]), Math.min(l.from[1], l.to[1]), Math.max(l.from[0], l.to[0]), Math.max(l.from[1], l.to[1]))),
-  };
+  const has = ([x, y]: Line["from"]) => shows(x, y, x, y);
+  let lines = drawing.lines.filter((l) => shows(Math.min(l.from[0], l.to[0]), Math.min(l.from[1], l.to[1]), Math.max(l.from[0], l.to[0]), Math.max(l.from[1], l.to[1])));
+  // Of too many lines, those that only pass through are left out first, and then those that lead out of the window.
+  if (lines.length > MAX_LINES) lines = lines.filter((l) => has(l.from) || has(l.to));
+  if (lines.length > MAX_LINES) lines = lines.filter((l) => has(l.from) && has(l.to));
+  return { boxes: drawing.boxes.filter((b) => shows(b.x, b.y, b.x + b.width, b.y + b.height)), lines };
 }
 
 /** The tasks that must be open so that the task at this path is drawn. */
