@@ -52,7 +52,8 @@ def addition():
 
 def run_blocks(chapter, binary):
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "book/src" / chapter).read_text(), re.S)
-    with tempfile.TemporaryDirectory() as folder, Slipway(binary) as server:
+    path = f"{binary.parent}:{os.environ['PATH']}"
+    with tempfile.TemporaryDirectory() as folder, Slipway(binary, environment={"PATH": path}) as server:
         model = pathlib.Path(folder, "addition.onnx")
         model.write_bytes(addition())
         script = "set -euo pipefail\nset -x\n" + "\n".join(blocks)
@@ -66,7 +67,7 @@ def run_blocks(chapter, binary):
         # Chapter 9 needs kfp, which the conformance tests may have installed already.
         if PIPELINES.exists():
             os.symlink(PIPELINES, pathlib.Path(folder, "kfp"))
-        environment = {**os.environ, "PATH": f"{binary.parent}:{os.environ['PATH']}", "SLIPWAY": server.url, "SOURCE": str(ROOT), "MODEL": str(model),
+        environment = {**os.environ, "PATH": path, "SLIPWAY": server.url, "SOURCE": str(ROOT), "MODEL": str(model),
                        "SLIPWAY_HOME": str(server.home)}
         done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"a command failed\n{done.stdout}\n{done.stderr}"

@@ -13,7 +13,7 @@ use slipway_pipeline::tracker::{Tracker, tracked_id};
 use slipway_pipeline::value;
 use slipway_track::model::{Dataset, DatasetInput, KeyValue};
 use slipway_track::service::metrics::NewMetric;
-use slipway_track::service::{NAMESPACE_TAG, NewRun};
+use slipway_track::service::{ATTEMPTS_TAG, NAMESPACE_TAG, NewRun};
 use slipway_track::{Error, ErrorCode, Tracking};
 
 use crate::auth::RunStates;
@@ -200,7 +200,8 @@ impl PipelineTracker {
             let logged = self.tracking.run(&id)?.data.params;
             values.retain(|value| !logged.iter().any(|known| known.key == value.key));
         }
-        let mut tags = Vec::new();
+        // The number of attempts marks the end of the task: tokens of a run that has it are invalid.
+        let mut tags = vec![tag(ATTEMPTS_TAG, task.attempt.to_string())];
         for (name, artifacts) in &task.outputs.artifacts {
             for artifact in artifacts {
                 tags.push(tag(format!("{ARTIFACT_TAG}{name}"), &artifact.uri));
