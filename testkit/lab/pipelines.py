@@ -243,7 +243,10 @@ def volumes_secrets_and_gpus_reach_the_pods(lab):
             pods = {p["metadata"].get("annotations", {}).get("example.com/note"): p for p in run.pods()}
             assert len(run.pods()) == 2 and pods["here"]["metadata"]["labels"]["team"] == "vision", pods
             assert pods[None]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "500m", GPU: "2"}, pods[None]["spec"]
-            eventually(lambda: not lab.get("-n", ns, "pvc")["items"], timeout=60, message="the claim is deleted")
+            # Kubernetes keeps a deleted claim until the last pod that mounted it is deleted.
+            assert all("deletionTimestamp" in c["metadata"] for c in lab.get("-n", ns, "pvc")["items"])
+            run.server.request(f"/apis/v2beta1/runs/{run.id}", method="DELETE")
+            eventually(lambda: not lab.get("-n", ns, "pvc")["items"], timeout=60, message="the claim is deleted with the pods")
         finally:
             lab.kubectl("delete", "pv", ns, "--wait=false")
 
