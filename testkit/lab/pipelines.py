@@ -217,7 +217,7 @@ def volumes_secrets_and_gpus_reach_the_pods(lab):
         os.chmod(folder, 0o777)
         lab.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "access", "namespace": ns}, "stringData": {"word": "open"}},
                   {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": ns}, "spec": {
-                      "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "storageClassName": ns,
+                      "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": ns,
                       "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": folder}}})
         create = Step("create", "", image="argostub/createpvc", outputs=["name"],
                       inputs={"pvc_name": "work", "size": "1Gi", "storage_class_name": ns})
@@ -240,10 +240,13 @@ def volumes_secrets_and_gpus_reach_the_pods(lab):
             run = Run(lab, ns, compiled)
             tasks = {t["path"]: t for t in run.wait()["tasks"]}
             assert tasks["read"]["outputs"]["parameters"] == {"word": "open\n", "gpus": "2\n"}, tasks
-            pods = {p["metadata"]["annotations"].get("example.com/note"): p for p in run.pods()}
+            pods = {p["metadata"].get("annotations", {}).get("example.com/note"): p for p in run.pods()}
             assert len(run.pods()) == 2 and pods["here"]["metadata"]["labels"]["team"] == "vision", pods
             assert pods[None]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "500m", GPU: "2"}, pods[None]["spec"]
-            eventually(lambda: not lab.get("-n", ns, "pvc")["items"], timeout=60, message="the claim is deleted")
+            # Kubernetes keeps a deleted claim until the last pod that mounted it is deleted.
+            assert all("deletionTimestamp" in c["metadata"] for c in lab.get("-n", ns, "pvc")["items"])
+            run.server.request(f"/apis/v2beta1/runs/{run.id}", method="DELETE")
+            eventually(lambda: not lab.get("-n", ns, "pvc")["items"], timeout=60, message="the claim is deleted with the pods")
         finally:
             lab.kubectl("delete", "pv", ns, "--wait=false")
 

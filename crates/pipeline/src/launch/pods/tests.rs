@@ -134,7 +134,7 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         let runs = Arc::new(Runs::default());
         let launcher = Self::launcher(folder.path(), &runs);
-        let guard = Guard::new(Arc::new(Names), "team".into(), HostNames::default());
+        let guard = Guard::new(Arc::new(Names), "team", HostNames::default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = guard.protect(launcher.routes());
