@@ -356,7 +356,7 @@ mod tests {
         std::fs::write(&path, "lr: 0.1 # rate\nlist: [1, 2]\nm:\n  a: 1\n").unwrap();
         let change = |arguments: &[&str]| {
             let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
-            apply(folder.path(), &combinations(&arguments).unwrap()[0])
+            apply(folder.path(), &combinations(&arguments).unwrap()[0], None)
         };
         change(&["lr=0.2", "m.a=2", "+m.b=x"]).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "lr: 0.2 # rate\nlist: [1, 2]\nm:\n  a: 2\n  b: x\n");
