@@ -159,6 +159,7 @@ conformance-dvc: binary $(if $(LIVE),$(PEERS)/dvc/.ready $(PEERS)/dvc-clouds/.re
 conformance-kfp: binary $(PEERS)/kfp/.ready
 	$(PEERS)/kfp/bin/python conformance/kfp/client.py --slipway $(SLIPWAY) $(call junit,kfp-client)
 	$(PEERS)/kfp/bin/python conformance/kfp/kills.py --slipway $(SLIPWAY) $(call junit,kfp-kills)
+	$(PEERS)/kfp/bin/python conformance/kfp/steps.py --slipway $(SLIPWAY) $(call junit,kfp-steps)
 	$(PEERS)/kfp/bin/python conformance/kfp/corpus.py --slipway $(SLIPWAY) $(if $(LIVE),--live) $(call junit,kfp-corpus)
 
 # Kubernetes itself is built once per machine. It does not depend on slipway's binary, so it can be built while cargo runs.

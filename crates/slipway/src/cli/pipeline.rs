@@ -21,7 +21,7 @@ pub(crate) enum Pipeline {
     Submit(Box<Submit>),
     /// Upload a compiled pipeline, or a version of one that exists
     #[command(
-        after_help = "Example:\n  slipway pipeline upload train.yaml\n  slipway pipeline upload train.py --name train --version v2"
+        after_help = "Example:\n  slipway pipeline upload train.yaml\n  slipway pipeline upload train.py --name train --version-name v2"
     )]
     Upload(Upload),
     /// Manage recurring runs
@@ -146,8 +146,8 @@ pub(crate) struct Upload {
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Name of the version; the pipeline's name, for later versions with the time, if omitted
-    #[arg(long)]
-    pub(crate) version: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    pub(crate) version_name: Option<String>,
     #[command(flatten)]
     pub(crate) namespace: Namespace,
 }

@@ -70,7 +70,7 @@ pub(super) async fn upload(context: &Context, options: Upload) -> Result<(), Fai
     let client = context.client().await?;
     let namespace = &options.namespace.namespace;
     let existing = find_pipeline(&client, &name, namespace).await?;
-    let version = options.version.unwrap_or_else(|| match existing {
+    let version = options.version_name.unwrap_or_else(|| match existing {
         Some(_) => format!("{name} {}", slipway_core::clock::rfc3339(slipway_core::clock::now_ms())),
         None => name.clone(),
     });
@@ -90,7 +90,7 @@ pub(super) async fn upload(context: &Context, options: Upload) -> Result<(), Fai
             encode(namespace)
         ),
     };
-    let uploaded: Value = client.post_file(&path, "uploadfile", "pipeline.json", content.as_bytes()).await?;
+    let uploaded: Value = client.post_file(&path, "uploadfile", "upload.json", content.as_bytes()).await?;
     let id = existing.unwrap_or_else(|| text(&uploaded["pipeline_id"]));
     let version_id = version_id(&client, &id, None).await?;
     let result = json!({ "pipelineId": id, "versionId": version_id, "name": name, "version": version });
