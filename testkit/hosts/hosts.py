@@ -413,9 +413,9 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.wait(20)
+        process.wait(120)
         # The processes do not end at once, and the host may still respond until they have ended.
-        eventually(lambda: not any(file.read_text() for file in self.cgroup.rglob("cgroup.procs")), timeout=20, interval=0.01,
+        eventually(lambda: not any(file.read_text() for file in self.cgroup.rglob("cgroup.procs")), interval=0.01,
                    message=f"the processes of {self.name} have ended")
 
     def processes(self):
