@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "conformance"))
@@ -57,18 +58,25 @@ def run_blocks(chapter, binary):
         model = pathlib.Path(folder, "addition.onnx")
         model.write_bytes(addition())
         script = "set -euo pipefail\nset -x\n" + "\n".join(blocks)
+        data = pathlib.Path(folder, ".data")
         # The demo in chapter 2 uses the Python environment of an earlier `make demo`, to save its installation. It has a folder of its own,
         # because the tests of the UI may have a demo running at the same time.
         venv = ROOT / ".slipway-demo/venv"
         if (venv / "slipway-requirements.txt").exists():
-            demo = pathlib.Path(folder, "demo")
-            demo.mkdir()
+            demo = pathlib.Path(folder, "demo").resolve()
+            demo.mkdir(mode=0o700)
             os.symlink(venv, demo / "venv")
+            # A demo uses only a folder that a demo of the same user has made, which both of these files say.
+            identifier = uuid.uuid4().hex
+            (demo / ".slipway-demo").write_text(identifier)
+            records = data / "slipway/demos"
+            records.mkdir(mode=0o700, parents=True)
+            (records / identifier).write_text(str(demo))
         # Chapter 9 needs kfp, which the conformance tests may have installed already.
         if PIPELINES.exists():
             os.symlink(PIPELINES, pathlib.Path(folder, "kfp"))
         environment = {**os.environ, "PATH": path, "SLIPWAY": server.url, "SOURCE": str(ROOT), "MODEL": str(model),
-                       "SLIPWAY_HOME": str(server.home)}
+                       "SLIPWAY_HOME": str(server.home), "XDG_DATA_HOME": str(data)}
         done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"a command failed\n{done.stdout}\n{done.stderr}"
     print(f"     {len(blocks)} blocks of commands")

@@ -44,7 +44,6 @@ def split(data: Input[Dataset], held_out: float, train: Output[Dataset], test: O
 def train(kind: str, train: Input[Dataset], test: Input[Dataset], model: Output[Model], metrics: Output[Metrics]) -> float:
     """Fits one kind of classifier of digits, measures it, and logs it as ONNX to the tracked run of this step."""
     import csv
-    import os
     import shutil
 
     import mlflow
@@ -74,7 +73,7 @@ def train(kind: str, train: Input[Dataset], test: Input[Dataset], model: Output[
     mlflow.log_metric("accuracy", accuracy)
     mlflow.log_artifact("model.onnx", "model")
     shutil.copy("model.onnx", model.path)
-    model.metadata.update(kind=kind, accuracy=accuracy, source=f"runs:/{os.environ['MLFLOW_RUN_ID']}/model")
+    model.metadata.update(kind=kind, accuracy=accuracy, source=f"runs:/{mlflow.active_run().info.run_id}/model")
     metrics.log_metric("accuracy", accuracy)
     print(f"{kind}: {accuracy:.4f}")
     return accuracy
