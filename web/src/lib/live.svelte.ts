@@ -7,12 +7,12 @@ export class Live<T> {
   error = $state<string>();
   #timer: ReturnType<typeof setTimeout> | undefined;
   #fetch: () => Promise<T>;
-  #interval: number;
+  #interval: number | ((value: T | undefined) => number);
   #latestRequest = 0;
   #closed = false;
 
-  /** Fetches at once and then every `interval` milliseconds; 0 fetches only once. */
-  constructor(fetch: () => Promise<T>, interval = 2000) {
+  /** Fetches at once and then every `interval` milliseconds, which can depend on the value; 0 fetches no more. */
+  constructor(fetch: () => Promise<T>, interval: number | ((value: T | undefined) => number) = 2000) {
     this.#fetch = fetch;
     this.#interval = interval;
     void this.refresh();
@@ -37,6 +37,7 @@ export class Live<T> {
         this.error = error instanceof Error ? error.message : String(error);
       }
     }
-    if (!this.#closed && this.#interval > 0) this.#timer = setTimeout(() => void this.refresh(), this.#interval);
+    const interval = typeof this.#interval === "number" ? this.#interval : this.#interval(this.value);
+    if (!this.#closed && interval > 0) this.#timer = setTimeout(() => void this.refresh(), interval);
   }
 }

@@ -1,7 +1,6 @@
 // A run that is watched while its page is open: its tasks are loaded when they change, and more rarely if there are thousands of them.
 
-import { onDestroy } from "svelte";
-
+import { Live } from "../live.svelte";
 import { isFinal, pipelines, type RunFacts } from "../pipelines";
 import { Graphs, specificationOf } from "./spec";
 import { Tree } from "./tasks";
@@ -10,44 +9,35 @@ const INTERVAL = 1000;
 /** Additional milliseconds between requests for each task. */
 const INTERVAL_PER_TASK = 0.4;
 
+interface Seen {
+  facts: RunFacts;
+  /** Number of changes of the tasks in `tree`. */
+  changes: number;
+  tree: Tree | undefined;
+  graphs: Graphs;
+}
+
 export class WatchedRun {
-  facts = $state.raw<RunFacts>();
-  tree = $state.raw<Tree>();
-  graphs = $state.raw<Graphs>();
-  error = $state<string>();
-  #id: string;
-  #changes: number | undefined;
-  #timer: ReturnType<typeof setTimeout> | undefined;
-  #request = 0;
-  #closed = false;
+  #live: Live<Seen>;
+  readonly facts = $derived.by(() => this.#live.value?.facts);
+  readonly tree = $derived.by(() => this.#live.value?.tree);
+  readonly graphs = $derived.by(() => this.#live.value?.graphs);
+  readonly error = $derived.by(() => this.#live.error);
 
   constructor(id: string) {
-    this.#id = id;
-    void this.refresh();
-    onDestroy(() => {
-      this.#closed = true;
-      clearTimeout(this.#timer);
-    });
+    const next = async (): Promise<Seen> => {
+      const { value } = this.#live;
+      const { tasks, changes, ...facts } = await pipelines.tasks(id, value?.changes);
+      // The specification of a run never changes.
+      const graphs = value?.graphs ?? new Graphs(specificationOf(await pipelines.specification(id)));
+      return { facts, changes, tree: tasks ? new Tree(tasks) : value?.tree, graphs };
+    };
+    const interval = (seen: Seen | undefined) =>
+      seen && isFinal(seen.facts.state) ? 0 : INTERVAL + INTERVAL_PER_TASK * (seen?.tree?.tasks.length ?? 0);
+    this.#live = new Live(next, interval);
   }
 
-  async refresh() {
-    clearTimeout(this.#timer);
-    const request = ++this.#request;
-    try {
-      if (!document.hidden || !this.facts) {
-        const found = await pipelines.tasks(this.#id, this.#changes);
-        // The specification of a run never changes.
-        this.graphs ??= new Graphs(specificationOf(await pipelines.specification(this.#id)));
-        if (this.#closed || request !== this.#request) return;
-        if (found.tasks) this.tree = new Tree(found.tasks);
-        this.#changes = found.changes;
-        this.facts = found;
-        this.error = undefined;
-      }
-    } catch (e) {
-      if (this.#closed || request !== this.#request) return;
-      this.error = e instanceof Error ? e.message : String(e);
-    }
-    if (!this.facts || !isFinal(this.facts.state)) this.#timer = setTimeout(() => void this.refresh(), INTERVAL + INTERVAL_PER_TASK * (this.tree?.tasks.length ?? 0));
+  refresh() {
+    return this.#live.refresh();
   }
 }
