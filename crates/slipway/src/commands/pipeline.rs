@@ -212,18 +212,17 @@ async fn submit(context: &Context, options: Submit) -> Result<(), Failure> {
     Err(failure(format!("the run ended as {state}"), "pipeline.failed"))
 }
 
-/// The page after page of runs, newest first, until `wanted` returns false.
-async fn each_run(client: &Client, namespace: &str, mut wanted: impl FnMut(Value) -> bool) -> Result<(), Failure> {
+/// The objects of a list, page after page, until `wanted` returns false. `list` is the path of the list, which may have a query, and `field`
+/// has the objects of a page.
+async fn each(client: &Client, list: &str, field: &str, mut wanted: impl FnMut(Value) -> bool) -> Result<(), Failure> {
+    let separator = if list.contains('?') { '&' } else { '?' };
     let mut token = String::new();
     loop {
-        let namespace = encode(namespace);
-        let sort = encode("created_at desc");
-        let path =
-            format!("{RUNS}?namespace={namespace}&page_size={PAGE_SIZE}&sort_by={sort}&page_token={}", encode(&token));
+        let path = format!("{list}{separator}page_size={PAGE_SIZE}&page_token={}", encode(&token));
         let mut page: Value = client.get(&path).await?;
-        if let Value::Array(runs) = page["runs"].take() {
-            for run in runs {
-                if !wanted(run) {
+        if let Value::Array(objects) = page[field].take() {
+            for object in objects {
+                if !wanted(object) {
                     return Ok(());
                 }
             }
@@ -233,6 +232,12 @@ async fn each_run(client: &Client, namespace: &str, mut wanted: impl FnMut(Value
             return Ok(());
         }
     }
+}
+
+/// The runs of a namespace, newest first, until `wanted` returns false.
+async fn each_run(client: &Client, namespace: &str, wanted: impl FnMut(Value) -> bool) -> Result<(), Failure> {
+    let list = format!("{RUNS}?namespace={}&sort_by={}", encode(namespace), encode("created_at desc"));
+    each(client, &list, "runs", wanted).await
 }
 
 /// The whole id of a run that is named by the beginning of its id.

@@ -4,37 +4,30 @@ use serde_json::{Value, json};
 use slipway_pipeline::{export, ir};
 
 use super::super::Context;
-use super::{document, failure, parameters, text};
+use super::{document, each, failure, parameters, text};
 use crate::Failure;
 use crate::cli::pipeline::{Export, Upload};
 use crate::client::{Client, encode};
 use crate::output::{Table, print, print_note, print_text};
 
 const PIPELINES: &str = "/apis/v2beta1/pipelines";
-const PAGE_SIZE: usize = 200;
 
 /// The id of the pipeline with this name, if there is one.
 async fn find_pipeline(client: &Client, name: &str, namespace: &str) -> Result<Option<String>, Failure> {
-    let found = first(client, &format!("{PIPELINES}?namespace={}&", encode(namespace)), "pipelines", name).await?;
+    let found = first(client, &format!("{PIPELINES}?namespace={}", encode(namespace)), "pipelines", name).await?;
     Ok(found.map(|found| text(&found["pipeline_id"])))
 }
 
 /// The first object of a list with this name.
 async fn first(client: &Client, list: &str, field: &str, name: &str) -> Result<Option<Value>, Failure> {
-    let mut token = String::new();
-    loop {
-        let path = format!("{list}page_size={PAGE_SIZE}&page_token={}", encode(&token));
-        let mut page: Value = client.get(&path).await?;
-        if let Value::Array(found) = page[field].take()
-            && let Some(found) = found.into_iter().find(|found| found["display_name"] == name || found["name"] == name)
-        {
-            return Ok(Some(found));
-        }
-        token = text(&page["next_page_token"]);
-        if token.is_empty() {
-            return Ok(None);
-        }
-    }
+    let mut found = None;
+    let is_other = |object: Value| {
+        let is_wanted = object["display_name"] == name || object["name"] == name;
+        found = is_wanted.then_some(object);
+        !is_wanted
+    };
+    each(client, list, field, is_other).await?;
+    Ok(found)
 }
 
 /// The id of the pipeline with this name.
@@ -47,7 +40,7 @@ pub(super) async fn pipeline_id(client: &Client, name: &str, namespace: &str) ->
 pub(super) async fn version_id(client: &Client, pipeline: &str, name: Option<&str>) -> Result<String, Failure> {
     let list = format!("{PIPELINES}/{}/versions", encode(pipeline));
     let found = match name {
-        Some(name) => first(client, &format!("{list}?"), "pipeline_versions", name).await?,
+        Some(name) => first(client, &list, "pipeline_versions", name).await?,
         None => {
             let sort = encode("created_at desc");
             let mut page: Value = client.get(&format!("{list}?page_size=1&sort_by={sort}")).await?;

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::super::Context;
-use super::{document, experiment, failure, text};
+use super::{document, each, experiment, failure, text};
 use crate::Failure;
 use crate::cli::pipeline::{Namespace, Schedule};
 use crate::client::{Client, encode};
@@ -15,7 +15,6 @@ use crate::output::{Table, print, print_note};
 const RECURRING_RUNS: &str = "/apis/v2beta1/recurringruns";
 /// Maximum bytes of a file with a schedule.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-const PAGE_SIZE: usize = 200;
 
 pub(super) async fn run(context: &Context, verb: Schedule) -> Result<(), Failure> {
     match verb {
@@ -151,22 +150,13 @@ impl File {
 
 /// The recurring runs of a namespace.
 async fn all(client: &Client, namespace: &str) -> Result<Vec<Value>, Failure> {
-    let (mut found, mut token) = (Vec::new(), String::new());
-    loop {
-        let path = format!(
-            "{RECURRING_RUNS}?namespace={}&page_size={PAGE_SIZE}&page_token={}",
-            encode(namespace),
-            encode(&token)
-        );
-        let mut page: Value = client.get(&path).await?;
-        if let Value::Array(runs) = page["recurringRuns"].take() {
-            found.extend(runs);
-        }
-        token = text(&page["next_page_token"]);
-        if token.is_empty() {
-            return Ok(found);
-        }
-    }
+    let mut found = Vec::new();
+    let collect = |recurring| {
+        found.push(recurring);
+        true
+    };
+    each(client, &format!("{RECURRING_RUNS}?namespace={}", encode(namespace)), "recurringRuns", collect).await?;
+    Ok(found)
 }
 
 fn trigger_text(recurring: &Value) -> String {
