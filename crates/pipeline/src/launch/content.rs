@@ -22,7 +22,7 @@ const PIECE_BYTES: usize = 1 << 16;
 /// Computes the digest of a file or folder, and makes its files read-only, because they are the inputs of other tasks. `None` if it does
 /// not exist, is larger than `limit` bytes, or cannot be read. The digest of a folder is over the paths, sizes and contents of its files.
 pub(crate) fn seal(path: &Path, limit: u64) -> Option<String> {
-    let files = files(path)?;
+    let files = files(path).ok()?;
     let is_folder = path.is_dir();
     let mut digest = Context::new(&SHA256);
     let mut total = 0;
@@ -64,28 +64,34 @@ fn make_read_only(file: &File, metadata: &std::fs::Metadata) {
     let _ = file.set_permissions(PermissionsExt::from_mode(metadata.permissions().mode() & !0o222));
 }
 
-/// The files of a file or folder, in order. `None` if it does not exist, there are too many, or they cannot be read.
-pub(crate) fn files(path: &Path) -> Option<Vec<PathBuf>> {
+/// The files of a file or folder, in order.
+///
+/// # Errors
+/// It does not exist, cannot be read, or has too many files.
+pub(crate) fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     collect(path, &mut files)?;
     files.sort();
-    Some(files)
+    Ok(files)
 }
 
 /// Collects the files under a path. Symbolic links in a folder are left out.
-fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Option<()> {
-    let metadata = if files.is_empty() { path.metadata() } else { path.symlink_metadata() }.ok()?;
+fn collect(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    let metadata = if files.is_empty() { path.metadata() } else { path.symlink_metadata() }?;
     if metadata.is_file() {
         files.push(path.to_owned());
     } else if metadata.is_dir() {
-        for entry in std::fs::read_dir(path).ok()? {
-            let entry = entry.ok()?;
-            if !entry.file_type().ok()?.is_symlink() {
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            if !entry.file_type()?.is_symlink() {
                 collect(&entry.path(), files)?;
             }
         }
     }
-    (files.len() <= MAX_FILES).then_some(())
+    if files.len() > MAX_FILES {
+        return Err(std::io::Error::other(format!("it has more than {MAX_FILES} files; pack them into one")));
+    }
+    Ok(())
 }
 
 /// The path of an artifact in the folder of artifacts; `None` for one that is elsewhere. Links are followed before the comparison, so that

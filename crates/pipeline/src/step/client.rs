@@ -1,18 +1,21 @@
 //! Requests to the control plane. They are repeated while it is away, as when it is restarted: the work of a step must not be lost.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 use reqwest::{Body, Method, Response, Url};
 use ring::digest::{Context, SHA256};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slipway_core::hex;
 use slipway_core::tls::{self, Trust};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 use super::Server;
+use crate::launch::content;
 use crate::launch::pods::artifacts::Files;
 use crate::launch::pods::http::{Order, Received};
 use crate::model::Outcome;
@@ -25,10 +28,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// Timeout for a connection, and for the next bytes of a response.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
-/// Maximum files of an artifact.
-const MAX_FILES: usize = 10_000;
-/// Maximum bytes of a piece of a file that is sent.
-const PIECE_BYTES: usize = 1 << 18;
 
 /// A client for the step of one pod.
 pub(super) struct Client {
@@ -115,11 +114,7 @@ impl Client {
     /// Uploads an output artifact: a file or a folder.
     pub(super) async fn upload(&self, name: &str, index: usize, path: &Path) -> Result<(), String> {
         let index = index.to_string();
-        let files = files_below(path).map_err(|error| error.to_string())?;
-        if files.len() > MAX_FILES {
-            return Err(format!("it has more than {MAX_FILES} files; pack them into one"));
-        }
-        for file in files {
+        for file in content::files(path).map_err(|error| error.to_string())? {
             let relative = file.strip_prefix(path).unwrap_or(Path::new(""));
             let relative = relative.to_str().ok_or_else(|| format!("the name of {} is not UTF-8", file.display()))?;
             let url = self.url(&["outputs", name, &index, "file"], relative);
@@ -196,48 +191,16 @@ impl Client {
 
     async fn send_file(&self, url: &Url, path: &Path) -> Result<(), Fault> {
         let file = tokio::fs::File::open(path).await?;
-        let (report, digest) = tokio::sync::oneshot::channel();
-        let state = (file, Context::new(&SHA256), Some(report));
-        let pieces = futures_util::stream::try_unfold(state, async |(mut file, mut digest, mut report)| {
-            let mut piece = vec![0; PIECE_BYTES];
-            let read = file.read(&mut piece).await?;
-            if read == 0 {
-                if let Some(report) = report.take() {
-                    // The receiver is gone if the request has failed.
-                    let _ = report.send(hex::encode(digest.clone().finish().as_ref()));
-                }
-                return Ok::<_, std::io::Error>(None);
-            }
-            piece.truncate(read);
-            digest.update(&piece);
-            Ok(Some((piece, (file, digest, report))))
-        });
+        let sent = Arc::new(Mutex::new(Context::new(&SHA256)));
+        let digest = Arc::clone(&sent);
+        let pieces = content::pieces(file).inspect_ok(move |piece| digest.lock().update(piece));
         let response = self.send(Method::PUT, url, Some(Body::wrap_stream(pieces))).await?;
         let received: Received = serde_json::from_slice(&response.bytes().await.map_err(cause)?)
             .map_err(|error| Fault::Permanent(format!("the response is malformed: {error}")))?;
-        match digest.await {
-            Ok(sent) if sent == received.sha256 => Ok(()),
-            _ => Err(Fault::Temporary(format!("{} changed on its way", path.display()))),
+        let sent = hex::encode(sent.lock().clone().finish().as_ref());
+        if sent == received.sha256 {
+            return Ok(());
         }
+        Err(Fault::Temporary(format!("{} changed on its way", path.display())))
     }
-}
-
-/// The files under a path. Symbolic links in a folder are left out.
-fn files_below(path: &Path) -> std::io::Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let (mut files, mut folders) = (Vec::new(), vec![path.to_owned()]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file() {
-                files.push(entry.path());
-            }
-        }
-    }
-    Ok(files)
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use slipway_pipeline::engine::TaskRecord;
 use slipway_pipeline::entity::{Run, Source};
+use slipway_pipeline::tracker::tracked_id;
 
 /// A run of a pipeline without its tasks.
 #[derive(Serialize, JsonSchema)]
@@ -51,7 +52,7 @@ impl From<Run> for PipelineRunFacts {
             Source::Inline { .. } | Source::Newest { .. } => (None, None),
         };
         Self {
-            tracked_run_id: slipway_exec::tracked_id(&run.run_id),
+            tracked_run_id: tracked_id(&run.run_id, None),
             run_id: run.run_id,
             display_name: run.display_name,
             pipeline_name: run.pipeline_name,

@@ -179,7 +179,7 @@ impl Buckets {
         let bucket = self.bucket(&location).map_err(|error| error.to_string())?;
         let root = path.to_owned();
         let files = tokio::task::spawn_blocking(move || content::files(&root)).await;
-        let files = files.map_err(|error| error.to_string())?.ok_or("it has too many files, or one cannot be read")?;
+        let files = files.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         for file in files {
             let key = match file.strip_prefix(path).ok().and_then(Path::to_str) {
                 Some("") => location.key.to_owned(),

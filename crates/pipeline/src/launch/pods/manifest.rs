@@ -10,6 +10,7 @@ use super::step::FOLDER;
 use crate::launch::{AttemptId, file_name};
 use crate::model::Launch;
 use crate::platform::PodSettings;
+use crate::tracker::tracked_id;
 
 /// Name of the volume with slipway's program and the files of the step, and of the init container that fills it.
 const STEP: &str = "slipway-step";
@@ -56,7 +57,7 @@ pub(super) fn manifest(launch: &Launch, name: &str, pod: PodSettings, settings: 
     metadata.labels = pod.labels;
     metadata.labels.insert(RUN_LABEL.into(), launch.run.run_id.clone());
     metadata.annotations.insert(TASK_ANNOTATION.into(), launch.path.0.clone());
-    metadata.annotations.insert(PARENT_RUN.into(), slipway_exec::tracked_id(&launch.run.run_id));
+    metadata.annotations.insert(PARENT_RUN.into(), tracked_id(&launch.run.run_id, None));
     let spec = &mut run.spec;
     *spec = pod.spec;
     spec.command = command;
