@@ -15,7 +15,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use slipway_access::{Access, Resource, Routes};
 use slipway_cluster::report::Report;
-use slipway_exec::{ExecError, Executor, Tracker};
+use slipway_exec::{Executor, Tracker};
+use slipway_pipeline::launch::pods::Claims;
 
 use crate::Platform;
 use crate::auth::Authority;
@@ -38,10 +39,8 @@ pub trait Kubernetes: std::fmt::Debug + Send + Sync {
     fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor>;
     /// The image of this installation, from which the pods of pipelines get slipway's program; `None` if it is not known.
     fn image(&self) -> Option<Image>;
-    /// Creates a persistent volume claim. It is not an error if it exists.
-    fn create_claim(&self, claim: Value) -> BoxFuture<'_, Result<(), ExecError>>;
-    /// Deletes a persistent volume claim. It is not an error if it does not exist.
-    fn delete_claim<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), ExecError>>;
+    /// The persistent volume claims of the cluster.
+    fn claims(&self) -> Arc<dyn Claims>;
     /// Metrics of the controllers in this process.
     fn controller_metrics(&self) -> Vec<ControllerMetric>;
     /// Stops the controllers in this process and releases their leases, so that another server can take over immediately.

@@ -7,15 +7,13 @@ pub(crate) mod views;
 
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
-use serde_json::Value;
 use slipway_access::Routes;
 use slipway_core::home::Home;
-use slipway_exec::{ExecError, Executor, LocalProcesses};
+use slipway_exec::{Executor, LocalProcesses};
 use slipway_pipeline::driver::{self, Driver};
 use slipway_pipeline::launch::Launcher;
 use slipway_pipeline::launch::local::{ImageMapping, LocalLauncher, Settings};
-use slipway_pipeline::launch::pods::{self, Claims, PodLauncher};
+use slipway_pipeline::launch::pods::{self, PodLauncher};
 use slipway_pipeline::service::{Options, Service};
 use slipway_pipeline::step::install;
 use slipway_store::{Database, Limits};
@@ -27,15 +25,17 @@ pub(crate) use tracker::PipelineTracker;
 /// Attempts of one run that are handed to the launcher at the same time. The launcher runs fewer at a time; the others wait in its queue.
 const MAX_PARALLEL_TASKS: usize = 256;
 
-/// Opens the service. Runs can be started once the runner has a driver.
-pub(crate) async fn open(database: Database, runner: PipelineRunner) -> Result<Service, ServerError> {
-    Ok(Service::open(database, Arc::new(runner), Options::default()).await?)
-}
-
-/// Opens the service of a server in a cluster, whose namespaces are tenants.
-pub(crate) async fn open_in_cluster(platform: &Platform, cluster: &dyn Kubernetes) -> Result<Service, ServerError> {
-    let options = Options { namespace: cluster.namespace().to_owned(), multi_user: true, ..Options::default() };
-    Ok(Service::open(platform.database.clone(), Arc::new(platform.pipeline_runner.clone()), options).await?)
+/// Opens the service. In a cluster, namespaces are tenants. Runs can be started once the runner has a driver.
+pub(crate) async fn open(
+    database: Database,
+    runner: PipelineRunner,
+    cluster: Option<&dyn Kubernetes>,
+) -> Result<Service, ServerError> {
+    let options = match cluster {
+        Some(cluster) => Options { namespace: cluster.namespace().to_owned(), multi_user: true, ..Options::default() },
+        None => Options::default(),
+    };
+    Ok(Service::open(database, Arc::new(runner), options).await?)
 }
 
 /// What the server gives to every step on this machine.
@@ -91,7 +91,7 @@ pub(crate) async fn execute_in_cluster(
         .map_err(|source| ServerError::Home { path: "/proc/self/maps".into(), source })?;
     let launcher = PodLauncher::new(
         executor,
-        Arc::new(ClusterClaims(Arc::clone(cluster))),
+        cluster.claims(),
         platform.database.clone(),
         platform.objects.pipelines()?,
         pods::Settings { image: image.name, pull_policy: image.pull_policy, program },
@@ -113,18 +113,4 @@ async fn start(
     driver.resume().await?;
     platform.pipeline_runner.set(driver);
     Ok(())
-}
-
-/// The claims of the cluster.
-#[derive(Debug)]
-struct ClusterClaims(Arc<dyn Kubernetes>);
-
-impl Claims for ClusterClaims {
-    fn create(&self, claim: Value) -> BoxFuture<'_, Result<(), ExecError>> {
-        self.0.create_claim(claim)
-    }
-
-    fn delete<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), ExecError>> {
-        self.0.delete_claim(namespace, name)
-    }
 }

@@ -107,7 +107,7 @@ pub struct Stores {
 }
 
 impl Platform {
-    /// Opens the state folder and the stores, and creates what is missing.
+    /// Opens the state folder and the stores, and creates what is missing. `cluster` is the cluster that the server runs in.
     ///
     /// # Errors
     /// [`ServerError::Locked`] when another process uses the folder; [`ServerError::Home`]; and the errors of the domains.
@@ -116,6 +116,7 @@ impl Platform {
         stores: &Stores,
         runtime: Preference,
         library: Option<PathBuf>,
+        cluster: Option<Arc<dyn Kubernetes>>,
     ) -> Result<Self, ServerError> {
         let unusable = |source| ServerError::Home { path: home.root().to_owned(), source };
         home.create().map_err(unusable)?;
@@ -154,7 +155,7 @@ impl Platform {
             slipway_serve::BodyLimits::default(),
         )?;
         let pipeline_runner = PipelineRunner::default();
-        let pipelines = pipeline::open(database.clone(), pipeline_runner.clone()).await?;
+        let pipelines = pipeline::open(database.clone(), pipeline_runner.clone(), cluster.as_deref()).await?;
         Ok(Self {
             tracking,
             gateway,
@@ -167,17 +168,11 @@ impl Platform {
             home: home.clone(),
             request_metrics: Arc::default(),
             gpus: Arc::default(),
-            cluster: Arc::new(Cluster::new(None)),
+            cluster: Arc::new(Cluster::new(cluster)),
             executor: Arc::default(),
             connections: Arc::default(),
             _lock: Arc::new(lock),
         })
-    }
-
-    /// Sets the cluster that the server runs in.
-    #[must_use]
-    pub fn with_cluster(self, source: Option<Arc<dyn Kubernetes>>) -> Self {
-        Self { cluster: Arc::new(Cluster::new(source)), ..self }
     }
 
     /// Sets the executor, which enables submitting runs.
@@ -248,7 +243,7 @@ mod tests {
         let other = home.root().join("other");
         std::fs::write(&other, "kept").unwrap();
         std::os::unix::fs::symlink(&other, home.lock_file()).unwrap();
-        let opened = Platform::open(&home, &Stores::default(), Preference::Builtin, None).await;
+        let opened = Platform::open(&home, &Stores::default(), Preference::Builtin, None, None).await;
         assert!(matches!(opened, Err(ServerError::Home { .. })));
         assert_eq!(std::fs::read_to_string(&other).unwrap(), "kept");
         std::fs::remove_dir_all(home.root()).unwrap();

@@ -110,12 +110,8 @@ impl Server {
         if options.gateway_only && (options.stores.database.is_none() || options.stores.objects.is_none()) {
             return Err(ServerError::NotShared);
         }
-        let mut platform = Platform::open(&options.home, &options.stores, options.runtime, options.onnxruntime.clone())
-            .await?
-            .with_cluster(options.cluster.clone());
-        if let Some(cluster) = &options.cluster {
-            platform.pipelines = pipeline::open_in_cluster(&platform, &**cluster).await?;
-        }
+        let (cluster, library) = (options.cluster.clone(), options.onnxruntime.clone());
+        let platform = Platform::open(&options.home, &options.stores, options.runtime, library, cluster).await?;
         // Create the token before clients can find this server.
         let token_unusable = |source| ServerError::Home { path: options.home.token_file(), source };
         // In a cluster there is no owner token: callers are the cluster's users, and files on the volume are readable by its group.

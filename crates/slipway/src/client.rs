@@ -127,7 +127,7 @@ impl Client {
         tracing::info!(home = %home.root().display(), "no server is running; using the state folder in this process");
         let runtime = config.get("runtime").unwrap_or("auto").parse().map_err(crate::Failure::from)?;
         let library = config.get("onnxruntime").map(Into::into);
-        let platform = Platform::open(home, &stores(config)?, runtime, library).await?;
+        let platform = Platform::open(home, &stores(config)?, runtime, library, None).await?;
         Ok(Self {
             transport: Transport::InProcess(Guard::in_process().protect(platform.control_routes(None))),
             addresses: None,

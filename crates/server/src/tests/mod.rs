@@ -84,8 +84,9 @@ impl TestServer {
 
     async fn open_with(uploads: slipway_store::Limits) -> Self {
         let home = Home::at(std::env::temp_dir().join(slipway_core::ids::hex32()));
-        let platform =
-            Platform::open(&home, &Stores { uploads, ..Stores::default() }, Preference::Builtin, None).await.unwrap();
+        let platform = Platform::open(&home, &Stores { uploads, ..Stores::default() }, Preference::Builtin, None, None)
+            .await
+            .unwrap();
         let runs = RunTokens::new([7; 32]).isolated(true);
         let request = TokenRequest {
             namespace: "team-a".into(),

@@ -12,6 +12,7 @@ use slipway_exec::{ExecError, Executor, TokenRequest, Tracker};
 use slipway_operator::authority::{Reviews, User};
 use slipway_operator::runs::{Claims, DefaultQueues, Pods, RunController, Settings, TokenSource};
 use slipway_operator::{Api, nodes};
+use slipway_pipeline::launch::pods;
 use slipway_server::auth::Authority;
 use slipway_server::{ControllerMetric, Image, Kubernetes, Mint, NodesFuture};
 
@@ -75,14 +76,8 @@ impl Kubernetes for InCluster {
         Some(Image { name: env::value(env::IMAGE)?, pull_policy })
     }
 
-    fn create_claim(&self, claim: Value) -> BoxFuture<'_, Result<(), ExecError>> {
-        let claims = Claims::new(self.api.clone(), self.namespace.clone());
-        Box::pin(async move { claims.create(&claim).await })
-    }
-
-    fn delete_claim<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), ExecError>> {
-        let claims = Claims::new(self.api.clone(), self.namespace.clone());
-        Box::pin(async move { claims.delete(namespace, name).await })
+    fn claims(&self) -> Arc<dyn pods::Claims> {
+        Arc::new(VolumeClaims(Claims::new(self.api.clone(), self.namespace.clone())))
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
@@ -134,6 +129,20 @@ pub(super) fn settings(namespace: String, token: TokenSource, default_queues: De
         token,
         retry_delay: QUOTA_RETRY_DELAY,
         default_queues,
+    }
+}
+
+/// The volumes of pipelines.
+#[derive(Debug)]
+struct VolumeClaims(Claims);
+
+impl pods::Claims for VolumeClaims {
+    fn create(&self, claim: Value) -> BoxFuture<'_, Result<(), ExecError>> {
+        Box::pin(async move { self.0.create(&claim).await })
+    }
+
+    fn delete<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), ExecError>> {
+        Box::pin(self.0.delete(namespace, name))
     }
 }
 
