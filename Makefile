@@ -28,7 +28,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go nextest demo test fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster bench-data bench-pipeline binary portable clean
+.PHONY: help tools go nextest demo test test-programs fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster bench-data bench-pipeline binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -52,8 +52,9 @@ web/dist/index.html: web/node_modules/.ready $(shell find web/src web/public web
 
 ui: tools web/dist/index.html
 
-binary: ui
-	cargo build --release --locked
+# BUILT=1 takes the binary as it is, where cargo would wait for another build.
+binary: $(if $(BUILT),,ui)
+	$(if $(BUILT),test -x $(SLIPWAY),cargo build --release --locked)
 
 # The released binary: zig's linker targets glibc 2.28, so that it runs on any Linux with that version or newer.
 PORTABLE := target/x86_64-unknown-linux-gnu/release/slipway
@@ -71,11 +72,14 @@ portable: ui $(PEERS)/zig/.ready
 demo: binary
 	$(SLIPWAY) demo --dir $(DEMO) $(if $(KEEP),--keep)
 
-test: binary go nextest
+test: binary test-programs go
 	testkit/services.py cargo nextest run --workspace --release --locked
 	@mkdir -p target/junit && cp target/nextest/default/rust.xml target/junit/rust.xml
 	cargo test --workspace --release --locked --doc
 	scripts/end-to-end.sh $(call junit,end-to-end)
+
+test-programs: ui nextest
+	cargo nextest run --workspace --release --locked --no-run
 
 # Feeds every parser of bytes from users and peers with new inputs, for FUZZ_SECONDS each.
 FUZZ_SECONDS ?= 60
@@ -132,7 +136,8 @@ $(PLUGIN)/nvidia-device-plugin: conformance/kube/plugin/go.sum | go
 	  github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin github.com/NVIDIA/k8s-device-plugin/cmd/gpu-feature-discovery
 
 # The parts can be run, and recorded, one by one.
-conformance: conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp
+# conformance-serve is the last, because it alone needs cargo, which continuous integration uses for the tests meanwhile.
+conformance: conformance-mlflow conformance-gpu conformance-kube conformance-dvc conformance-kfp conformance-serve
 
 conformance-mlflow: binary $(PEERS)/mlflow/.ready
 	python3 -m unittest discover conformance
