@@ -25,8 +25,7 @@ export class WatchedRun {
   readonly error = $derived.by(() => this.#live.error);
 
   constructor(id: string) {
-    const next = async (): Promise<Seen> => {
-      const { value } = this.#live;
+    const next = async (value: Seen | undefined): Promise<Seen> => {
       // The pipeline of a run never changes.
       const [{ tasks, changes, ...facts }, graphs] = await Promise.all([pipelines.tasks(id, value?.changes), value?.graphs ?? pipelines.outline(id).then((outline) => new Graphs(outline))]);
       return { facts, changes, tree: tasks ? new Tree(tasks) : value?.tree, graphs };
