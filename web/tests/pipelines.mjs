@@ -233,8 +233,8 @@ export async function checkPipelines(page, url) {
     await page.getByRole("table", { name: "Metrics" }).getByText("score").first().waitFor();
     assert.equal(await page.getByRole("region", { name: /^Time of / }).count(), 2);
     const use = page.getByRole("table", { name: "Resources and cost" });
-    await use.getByText("CPU-hours").waitFor();
-    assert.equal(await use.getByText("GPU-hours").count(), 0, "no GPU was reserved");
+    await use.getByText("CPU time").waitFor();
+    assert.equal(await use.getByText("GPU time").count(), 0, "no GPU was reserved");
     assert.equal(await use.getByText("Cost of the CPUs").count(), 0, "without a price there is no cost");
     await page.getByLabel("US dollars per CPU-hour").fill("3600");
     await page.keyboard.press("Enter");
@@ -243,8 +243,28 @@ export async function checkPipelines(page, url) {
     assert(Number(cost.replace(",", "")) > 4, `the first run cost ${cost} dollars`);
     await page.getByText("By task").click();
     await page.getByRole("table", { name: "Use by task" }).locator("tr", { hasText: "count" }).getByText("1 CPU").waitFor();
+    // This machine has no GPUs for steps, so the use of GPUs is made up.
+    const used = (hours, measured) => ({
+      taskSeconds: 3600 * hours, processorSeconds: 7200 * hours, acceleratorSeconds: { "nvidia.com/gpu": 14_400 * hours }, measured,
+      tasks: [{ path: "count", seconds: 3600 * hours, processors: 2, accelerators: { "nvidia.com/gpu": 4 } }],
+    });
+    await page.route("**/runs/*/usage", (handler) => handler.fulfill({
+      contentType: "application/json",
+      body: JSON.stringify(handler.request().url().includes(first.split("/").pop()) ? used(2, null) : used(1, { busySeconds: 10_800, idleSeconds: 3600, joules: 5_400_000 })),
+    }));
     await page.reload();
-    await use.getByText("Cost of the CPUs").waitFor();
+    await page.getByLabel("US dollars per CPU-hour").fill("0.05");
+    await page.getByLabel("US dollars per GPU-hour").fill("2.5");
+    await page.keyboard.press("Enter");
+    const row = (name) => use.locator("tr", { hasText: name }).innerText().then((text) => text.split(/\t/).slice(1).map((cell) => cell.trim()));
+    assert.deepEqual(await row("GPU time"), ["8 h", "4 h", "−4 h"]);
+    assert.deepEqual(await row("GPUs busy"), ["–", "75 %", "–"]);
+    assert.deepEqual(await row("Cost of the GPUs"), ["$20", "$10", "−$10"]);
+    await page.getByText("By task").click();
+    await page.getByRole("table", { name: "Use by task" }).getByText("2 CPU, 4 nvidia.com/gpu").waitFor();
+    await assertAccessible(page, "use and cost");
+    await page.screenshot({ path: `${shots}/pipeline-cost.png`, fullPage: true });
+    await page.unroute("**/runs/*/usage");
     await page.screenshot({ path: `${shots}/pipeline-compare.png`, fullPage: true });
     pipelinePages.push(
       ["pipeline-definition", pipeline, "Versions"],
@@ -272,11 +292,11 @@ export async function checkPipelines(page, url) {
     await schedules.getByText("off", { exact: true }).waitFor();
     await assertAccessible(page, "schedules");
     // The command palette finds schedules, pipelines and their runs.
-    for (const [kind, name] of [["schedule", "every morning"], ["pipeline run", "the first"]]) {
+    for (const [kind, name] of [["schedule", "every morning"], ["pipeline", "report"], ["pipeline run", "the first report"]]) {
       await page.keyboard.press("Control+k");
       const palette = page.getByRole("dialog", { name: "Go to" });
       await palette.getByRole("combobox").fill(name);
-      await palette.getByRole("option", { name }).filter({ hasText: kind }).waitFor();
+      await palette.getByRole("option", { name: new RegExp(`^${name} .*${kind}$`) }).first().waitFor();
       await page.keyboard.press("Escape");
     }
     await page.screenshot({ path: `${shots}/pipeline-schedules.png` });

@@ -15,7 +15,7 @@ export function isPrices(value: unknown): value is Prices {
 }
 
 type TaskUsage = Usage["tasks"][number];
-const HOUR = 3600;
+export const HOUR = 3600;
 const sum = (values: Record<string, number> | undefined) => Object.values(values ?? {}).reduce((total, value) => total + value, 0);
 
 /** Whether a run reserved accelerators. */
@@ -27,13 +27,14 @@ export const cost = (task: TaskUsage, prices: Prices) =>
 
 export interface Total {
   name: string;
-  unit: "seconds" | "hours" | "percent" | "kilojoules" | "dollars";
+  /** Times are in seconds. */
+  unit: "time" | "percent" | "kilojoules" | "dollars";
   values: [number | undefined, number | undefined];
 }
 export const changeOf = ({ values: [first, second] }: Total) => (first === undefined || second === undefined ? undefined : second - first);
 
 /** `nvidia.com/gpu` is a GPU to readers; other accelerators keep their names. */
-const hoursOf = (resource: string) => (resource === "nvidia.com/gpu" ? "GPU-hours" : `Hours of ${resource}`);
+const timeOf = (resource: string) => (resource === "nvidia.com/gpu" ? "GPU time" : `Time of ${resource}`);
 
 /** The totals of two runs; those of accelerators, measurements and costs only where there are any. */
 export function totals(usages: readonly [Usage, Usage], prices: Prices): Total[] {
@@ -41,9 +42,9 @@ export function totals(usages: readonly [Usage, Usage], prices: Prices): Total[]
   const resources = [...new Set(usages.flatMap((usage) => Object.keys(usage.acceleratorSeconds)))].sort();
   const busy = ({ measured }: Usage) => (measured && measured.busySeconds + measured.idleSeconds > 0 ? (100 * measured.busySeconds) / (measured.busySeconds + measured.idleSeconds) : undefined);
   const all = [
-    row("Running time of the tasks", "seconds", (u) => u.taskSeconds),
-    row("CPU-hours", "hours", (u) => u.processorSeconds / HOUR),
-    ...resources.map((resource) => row(hoursOf(resource), "hours", (u) => (u.acceleratorSeconds[resource] ?? 0) / HOUR)),
+    row("Running time of the tasks", "time", (u) => u.taskSeconds),
+    row("CPU time", "time", (u) => u.processorSeconds),
+    ...resources.map((resource) => row(timeOf(resource), "time", (u) => u.acceleratorSeconds[resource] ?? 0)),
     row("GPUs busy", "percent", busy),
     row("Energy of the GPUs in kJ", "kilojoules", (u) => u.measured && u.measured.joules / 1000 || undefined),
     row("Cost of the CPUs", "dollars", (u) => prices.processorHour && (u.processorSeconds / HOUR) * prices.processorHour),
