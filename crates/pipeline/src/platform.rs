@@ -122,7 +122,8 @@ pub fn accelerators(resources: &Resources) -> Vec<(String, u32)> {
         let is_product = name.to_ascii_lowercase().starts_with("nvidia") && !name.contains('/');
         let name = if is_product { GPU } else { name.as_str() };
         if !NO_ACCELERATORS.contains(&name) && !found.iter().any(|(known, _)| known == name) {
-            found.push((name.to_owned(), quantity.value().unwrap_or(0.0).ceil().clamp(0.0, f64::from(u32::MAX)) as u32));
+            found
+                .push((name.to_owned(), quantity.value().unwrap_or(0.0).ceil().clamp(0.0, f64::from(u32::MAX)) as u32));
         }
     }
     found.retain(|(_, count)| *count > 0);

@@ -108,14 +108,16 @@ root: {dag: {tasks: {prepare: {componentRef: {name: plain}}, train: {componentRe
     #[test]
     fn running_attempts_occupy_what_they_reserve_and_waiting_occupies_nothing() {
         let document = crate::ir::read(PIPELINE).unwrap();
-        let retried = [(0, "PENDING"), (1000, "RUNNING"), (3000, "PENDING"), (60_000, "RUNNING"), (64_000, "SUCCEEDED")];
+        let retried =
+            [(0, "PENDING"), (1000, "RUNNING"), (3000, "PENDING"), (60_000, "RUNNING"), (64_000, "SUCCEEDED")];
         let records = [
             record("prepare", &[(0, "PENDING"), (5000, "RUNNING")], json!({})),
             record("train", &retried, json!({"gpus": "2"})),
             record("cached", &[(0, "PENDING"), (9000, "CACHED")], json!({})),
         ];
         let usage = Usage::new(&document, &records, 15_000);
-        let paths: Vec<_> = usage.tasks.iter().map(|task| (task.path.as_str(), task.seconds, task.processors)).collect();
+        let paths: Vec<_> =
+            usage.tasks.iter().map(|task| (task.path.as_str(), task.seconds, task.processors)).collect();
         assert_eq!(paths, [("prepare", 10.0, 1.0), ("train", 6.0, 4.0)]);
         assert_eq!((usage.task_seconds, usage.processor_seconds), (16.0, 34.0));
         assert_eq!(usage.accelerator_seconds, [("nvidia.com/gpu".to_owned(), 12.0)].into());

@@ -161,8 +161,7 @@ fn gpu_usage(status: &RunStatus, at: i64) -> (Vec<NewMetric>, Vec<KeyValue>) {
     }
     let sum = |field: fn(&GpuUse) -> f64| gpus.iter().map(|g| field(g)).sum::<f64>();
     let (busy, idle) = (sum(|g| g.busy_seconds), sum(|g| g.idle_seconds));
-    let mut values =
-        vec![(GPU_ENERGY_JOULES, sum(|g| g.joules)), (GPU_BUSY_SECONDS, busy), (GPU_IDLE_SECONDS, idle)];
+    let mut values = vec![(GPU_ENERGY_JOULES, sum(|g| g.joules)), (GPU_BUSY_SECONDS, busy), (GPU_IDLE_SECONDS, idle)];
     if busy + idle > 0.0 {
         values.push(("system/gpu_busy_percent", 100.0 * busy / (busy + idle)));
     }

@@ -194,8 +194,12 @@ fn submitted_runs() -> Vec<Operation> {
         get("/api/v1/pipelines/runs/{run}/task", "getPipelineTask", "A task of a run with its inputs and outputs")
             .query::<pipeline::routes::TaskParameters>()
             .json::<pipeline::views::PipelineTask>(),
-        get("/api/v1/pipelines/runs/{run}/outline", "getPipelineRunOutline", "The inputs and graphs of the pipeline of a run")
-            .json::<Outline>(),
+        get(
+            "/api/v1/pipelines/runs/{run}/outline",
+            "getPipelineRunOutline",
+            "The inputs and graphs of the pipeline of a run",
+        )
+        .json::<Outline>(),
         get("/api/v1/pipelines/runs/{run}/usage", "getPipelineRunUsage", "Processors and GPUs that a run used")
             .json::<pipeline::usage::PipelineUsage>(),
         get("/api/v1/pipelines/runs/{run}/environment", "getPipelineTaskEnvironment", "Where a task is executed")

@@ -29,8 +29,18 @@ const EXECUTE_SCRIPT: &str = "program_path=$(mktemp -d) printf \"%s\" \"$0\" > \
 /// Options of `pip install` that only concern its output.
 const QUIET_OPTIONS: &[&str] = &["--quiet", "-q", "--no-warn-script-location", "--disable-pip-version-check"];
 /// Options of `pip install` whose value is the next argument.
-const OPTIONS_WITH_VALUES: &[&str] =
-    &["--index-url", "-i", "--extra-index-url", "--trusted-host", "--find-links", "-f", "--constraint", "-c", "--target", "-t"];
+const OPTIONS_WITH_VALUES: &[&str] = &[
+    "--index-url",
+    "-i",
+    "--extra-index-url",
+    "--trusted-host",
+    "--find-links",
+    "-f",
+    "--constraint",
+    "-c",
+    "--target",
+    "-t",
+];
 
 impl Command {
     pub(crate) fn new(words: Vec<String>) -> Self {
