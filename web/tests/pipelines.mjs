@@ -259,7 +259,7 @@ export async function checkPipelines(page, url) {
     const row = (name) => use.locator("tr", { hasText: name }).innerText().then((text) => text.split(/\t/).slice(1).map((cell) => cell.trim()));
     assert.deepEqual(await row("GPU time"), ["8 h", "4 h", "−4 h"]);
     assert.deepEqual(await row("GPUs busy"), ["–", "75 %", "–"]);
-    assert.deepEqual(await row("Cost of the GPUs"), ["$20", "$10", "−$10"]);
+    assert.deepEqual(await row("Cost of the GPUs"), ["$20.00", "$10.00", "−$10.00"]);
     await page.getByText("By task").click();
     await page.getByRole("table", { name: "Use by task" }).getByText("2 CPU, 4 nvidia.com/gpu").waitFor();
     await assertAccessible(page, "use and cost");
