@@ -3,6 +3,7 @@
 pub(crate) mod routes;
 mod runner;
 mod tracker;
+pub(crate) mod usage;
 pub(crate) mod views;
 
 use std::sync::Arc;

@@ -31,7 +31,7 @@ pub use objects::{CachePlace, Children, FileEntry, FolderEntry, Places, RemotePl
 pub use opened::Opened;
 pub use preview::{Picture, Preview, Shown};
 pub use registry::{MIGRATION, NewRepository, Registered};
-pub use reports::{Experiments, Plot, PlotLine, Plots, RevisionValues, Values};
+pub use reports::{Experiments, Pictures, Plot, PlotLine, PlotPicture, Plots, RevisionValues, Values};
 
 use crate::error::DataError;
 use crate::external::redact;

@@ -28,6 +28,9 @@ pub(crate) const FIELDS: Fields = Fields {
         text("namespace", "namespace"),
         text("experiment_id", "experiment_id"),
         text("recurring_run_id", "recurring_run_id"),
+        text("pipeline_id", "pipeline_id"),
+        text("pipeline_version_id", "version_id"),
+        text("pipeline_name", "pipeline_name"),
     ],
     has_tags: false,
 };

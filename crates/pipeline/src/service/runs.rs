@@ -14,7 +14,7 @@ use crate::engine::TaskRecord;
 use crate::entity::{Experiment, Run, RuntimeConfig, Source, StateChange, StorageState, StoredSpec};
 use crate::ir::read::Document;
 use crate::listing::{ListRequest, Listing};
-use crate::model::{RunState, TaskPath};
+use crate::model::{Artifact, RunState, TaskPath};
 use crate::repo::runs::Scope;
 use crate::repo::tasks::StoredTask;
 use crate::repo::{self, Page};
@@ -47,6 +47,15 @@ pub struct NewRun {
     pub source: NewSource,
     /// Parameters and root.
     pub config: RuntimeConfig,
+}
+
+/// What a task was given, or what it gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What it was given.
+    Inputs,
+    /// What it gave.
+    Outputs,
 }
 
 /// A specification that was found or read.
@@ -226,6 +235,20 @@ impl Service {
             .await
     }
 
+    /// As [`Self::runs`], without the specifications, which can be large.
+    ///
+    /// # Errors
+    /// As [`Self::runs`].
+    pub async fn list_runs(
+        &self,
+        namespace: String,
+        experiment_id: String,
+        request: &ListRequest,
+    ) -> Result<Page<Run>, Error> {
+        let listing = Listing::new(&repo::runs::FIELDS, request)?;
+        self.db.read(move |c| repo::runs::list(c, scope(&namespace, &experiment_id), &listing)).await
+    }
+
     /// Archives or unarchives a run.
     ///
     /// # Errors
@@ -339,14 +362,55 @@ impl Service {
         node: &str,
         name: String,
     ) -> Result<(Option<Bytes>, ArtifactStream), Error> {
-        use futures_util::TryStreamExt as _;
         let path = self.task_path(&run_id, node).await?;
         let namespace = self.run(&run_id)?.namespace;
         let missing = format!("artifact runs/{run_id}/nodes/{node}/artifacts/{name} not found");
         let found = self.db.read_now(|c| repo::artifacts::of_output(c, &run_id, &path, &name))?;
         let artifact = found.into_iter().next().ok_or(Error::NotFound(missing))?;
+        self.open_artifact(namespace, artifact).await
+    }
+
+    /// The content of an artifact that a task was given or gave: that number `index` of the input or output `name`. As
+    /// [`Self::read_artifact`] otherwise.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], an error of the store, or one of the runner.
+    pub async fn read_task_artifact(
+        &self,
+        run: &Run,
+        path: TaskPath,
+        side: Side,
+        name: &str,
+        index: usize,
+    ) -> Result<(Option<Bytes>, ArtifactStream), Error> {
+        let record = self.task_record(run.run_id.clone(), path).await?;
+        let artifacts = match side {
+            Side::Inputs => &record.inputs.artifacts,
+            Side::Outputs => &record.outputs.artifacts,
+        };
+        let artifact = artifacts.get(name).and_then(|list| list.get(index)).cloned().ok_or_else(|| {
+            Error::NotFound(format!("task {} of run {} has no artifact {index} of {name:?}", record.path.0, run.run_id))
+        })?;
+        self.open_artifact(run.namespace.clone(), artifact).await
+    }
+
+    async fn open_artifact(
+        &self,
+        namespace: String,
+        artifact: Artifact,
+    ) -> Result<(Option<Bytes>, ArtifactStream), Error> {
+        use futures_util::TryStreamExt as _;
         let mut stream = self.runner.read_artifact(namespace, artifact).await?;
         Ok((stream.try_next().await?, stream))
+    }
+
+    /// The compiled pipeline with this digest, read.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or an error of the store.
+    pub async fn document(&self, digest: &str) -> Result<Document, Error> {
+        let stored = self.specification(digest)?;
+        blocking(move || specification::from_stored(&stored)).await
     }
 }
 

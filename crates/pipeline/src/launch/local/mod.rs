@@ -18,7 +18,7 @@
 
 mod attempt;
 mod buckets;
-mod command;
+pub(crate) mod command;
 mod environments;
 mod images;
 mod interpreter;

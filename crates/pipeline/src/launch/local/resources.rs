@@ -8,13 +8,10 @@ use slipway_exec::{ExecError, LocalProcesses};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::attempt::Attempt;
+use crate::platform;
 
 /// Unit in which memory is given to steps.
 const MEMORY_UNIT: f64 = 1048576.0;
-/// The resource of GPUs. Pipelines also name the product, such as `NVIDIA_TESLA_T4`.
-const GPU: &str = "nvidia.com/gpu";
-/// Resources that are not accelerators.
-const NO_ACCELERATORS: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 /// The file with what a started attempt occupies.
 const RECORD: &str = "resources.json";
 
@@ -33,15 +30,7 @@ impl Demand {
     pub(super) fn new(resources: &Resources) -> Self {
         let whole = |amount: f64| amount.ceil().clamp(0.0, f64::from(u32::MAX)) as u32;
         let amount = |name: &str, unit: f64| whole(resources.amount(name).unwrap_or(0.0) / unit);
-        let mut accelerators: Vec<(String, u32)> = Vec::new();
-        for (name, quantity) in resources.limits.iter().chain(&resources.requests) {
-            let is_product = name.to_ascii_lowercase().starts_with("nvidia") && !name.contains('/');
-            let name = if is_product { GPU } else { name.as_str() };
-            if !NO_ACCELERATORS.contains(&name) && !accelerators.iter().any(|(known, _)| known == name) {
-                accelerators.push((name.to_owned(), whole(quantity.value().unwrap_or(0.0))));
-            }
-        }
-        accelerators.retain(|(_, count)| *count > 0);
+        let accelerators = platform::accelerators(resources);
         Self { slots: amount("cpu", 1.0).max(1), memory: amount("memory", MEMORY_UNIT), accelerators }
     }
 
@@ -180,7 +169,7 @@ mod tests {
     #[test]
     fn demands_are_rounded_up_and_products_are_gpus() {
         let demand = Demand::new(&resources(r#"{"limits": {"cpu": "1500m", "memory": "1G", "NVIDIA_TESLA_T4": "2"}}"#));
-        let expected = Demand { slots: 2, memory: 954, accelerators: vec![(GPU.into(), 2)] };
+        let expected = Demand { slots: 2, memory: 954, accelerators: vec![("nvidia.com/gpu".into(), 2)] };
         assert_eq!(demand, expected);
         assert!(Demand::new(&resources(r#"{"limits": {"cpu": "500m"}}"#)).is_plain());
         let tpu = Demand::new(&resources(r#"{"limits": {"cloud-tpus.google.com/v3": "8"}}"#));
