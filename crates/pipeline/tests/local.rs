@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use libtest_mimic::{Arguments, Trial};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use slipway_exec::local::guard::guard;
 use slipway_exec::local::supervise;
@@ -247,8 +247,10 @@ async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     }
 }
 
+/// Whether a process exists and has not ended; one that has ended may exist until its parent notices.
 fn is_alive(pid: &str) -> bool {
-    test_kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap()).is_ok()
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
 }
 
 async fn lightweight_step_returns_its_outputs(folder: TempDir) {
