@@ -158,7 +158,8 @@ impl Service {
             error: String::new(),
             task_changes: 0,
         };
-        let created = self.db.write(move |c| insert(c, &run, &resolved.spec).map(|_| run)).await?;
+        let owner = self.runner.owner();
+        let created = self.db.write(move |c| insert(c, &run, &resolved.spec, &owner).map(|_| run)).await?;
         self.runner.start(created.run_id.clone());
         Ok(created)
     }
@@ -292,9 +293,16 @@ impl Service {
     /// [`Error::NotFound`], [`Error::Conflict`] in any other state, or an error of the store.
     pub async fn retry_run(&self, id: String) -> Result<(), Error> {
         const FROM: &[RunState] = &[RunState::Failed, RunState::Canceled];
-        let run_id = id.clone();
-        let changed =
-            self.db.write(move |c| repo::runs::set_state(c, &run_id, FROM, RunState::Pending, "", now_ms())).await?;
+        let (run_id, owner) = (id.clone(), self.runner.owner());
+        let changed = self.db.write(move |c| {
+            let changed = repo::runs::set_state(c, &run_id, FROM, RunState::Pending, "", now_ms())?;
+            if changed {
+                // Nothing carries out a run that has ended.
+                repo::runs::set_owner(c, &run_id, &owner)?;
+            }
+            Ok::<_, Error>(changed)
+        });
+        let changed = changed.await?;
         if !changed {
             return Err(Error::Conflict(format!(
                 "Failed to retry run {id} as it does not allow retries: only runs that failed or were canceled do"
@@ -414,10 +422,10 @@ impl Service {
     }
 }
 
-/// Stores a run with its specification. `false` if a run with this id exists.
-pub(super) fn insert(c: &Connection, run: &Run, spec: &StoredSpec) -> Result<bool, Error> {
+/// Stores a run with its specification, and with the server that carries it out. `false` if a run with this id exists.
+pub(super) fn insert(c: &Connection, run: &Run, spec: &StoredSpec, owner: &str) -> Result<bool, Error> {
     repo::specs::insert(c, spec)?;
-    let inserted = repo::runs::insert(c, run)?;
+    let inserted = repo::runs::insert(c, run, owner)?;
     if inserted {
         repo::experiments::run_created(c, &run.experiment_id, run.created_at)?;
     }
