@@ -105,9 +105,11 @@ fn kind(node: &Value) -> Result<Kind, Malformed> {
         Some(4) => Kind::Float,
         Some(5) => Kind::Double,
         Some(6) => Kind::Bytes,
-        Some(7) => {
-            Kind::Fixed(usize::try_from(node.integer(2).unwrap_or(-1)).map_err(|_| Malformed("a type has no length"))?)
-        }
+        Some(7) => match usize::try_from(node.integer(2).unwrap_or(0)) {
+            // Values without bytes would let a number in a few bytes stand for billions of them.
+            Ok(length) if length > 0 => Kind::Fixed(length),
+            _ => return Err(Malformed("a type has no length")),
+        },
         _ => return Err(Malformed("a column has an unknown type")),
     })
 }
@@ -347,5 +349,12 @@ mod tests {
         assert!(hybrid(&[0, 4], 3, 1).is_err(), "a run of nothing");
         assert!(hybrid(&[1], 3, 1).is_err(), "no groups");
         assert!(hybrid(&bytes, 33, 1).is_err());
+    }
+
+    #[test]
+    fn values_without_bytes_are_rejected() {
+        let node = |length: i64| Value::Struct(vec![(1, Value::Integer(7)), (2, Value::Integer(length))]);
+        assert_eq!(kind(&node(4)).unwrap(), Kind::Fixed(4));
+        assert!(kind(&node(0)).is_err() && kind(&node(-1)).is_err());
     }
 }

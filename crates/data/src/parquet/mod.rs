@@ -172,12 +172,10 @@ mod tests {
         assert!(first_rows(&b"PAR1\xff\xff\xff\x7fPAR1".as_slice(), 1, 1).is_err());
         for bytes in [SNAPPY, GZIP] {
             for at in 0..bytes.len() {
-                for change in [1, 0x80, 0xff] {
-                    let mut damaged = bytes.to_vec();
-                    damaged[at] ^= change;
-                    // Neither panics nor takes much memory.
-                    let _ = first_rows(&damaged.as_slice(), 100, 50);
-                }
+                let mut damaged = bytes.to_vec();
+                damaged[at] ^= [1, 0x80, 0xff][at % 3];
+                // Neither panics nor takes much memory.
+                let _ = first_rows(&damaged.as_slice(), 100, 50);
                 let _ = first_rows(&&bytes[at..], 100, 50);
             }
         }
