@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(int64(-1, Annotation::Date), "1969-12-31");
         assert_eq!(int64(1_709_208_000_500, Annotation::Timestamp(1_000)), "2024-02-29 12:00:00.5");
         assert_eq!(int64(-1, Annotation::Timestamp(1_000_000)), "1969-12-31 23:59:59.999999");
-        assert_eq!(int64(i64::MIN, Annotation::Date).len() > 10, true);
+        assert!(int64(i64::MIN, Annotation::Date).len() > 10);
         assert_eq!(format(Kind::Fixed(2), Annotation::Decimal(1), &[0xff, 0xfe]), "-0.2");
         let mut old = 3_600_000_000_000_i64.to_le_bytes().to_vec();
         old.extend_from_slice(&2_440_589_u32.to_le_bytes());
