@@ -102,3 +102,34 @@ impl Request {
         outputs
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_claims_stay_names() {
+        let long = "a".repeat(254);
+        for name in [
+            "../../b/persistentvolumeclaims/x",
+            "x/../y",
+            "..",
+            ".",
+            "?labelSelector=",
+            "a#b",
+            "a%2fb",
+            "A",
+            "-a",
+            "a-",
+            "a..b",
+            &long,
+        ] {
+            assert!(check_name(name).unwrap_err().contains("cannot be the name of a volume"), "{name}");
+        }
+        for name in ["a", "run-1.data", "0-9"] {
+            assert_eq!(check_name(name), Ok(name));
+        }
+        let claim = NewClaim { name: "a".into(), annotations: Map::new(), spec: json!({}) };
+        assert_eq!(Request::Create(claim).manifest("team")["metadata"]["labels"][CLAIM_LABEL], "true");
+    }
+}

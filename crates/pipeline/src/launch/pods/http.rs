@@ -241,3 +241,22 @@ async fn deliver(
     }
     Ok(StatusCode::NO_CONTENT)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn outcomes_that_are_too_large_or_too_deep_are_refused() {
+        let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let outcome = |value: &str| format!("{{\"Succeeded\":{{\"parameters\":{{\"x\":{value}}}}}}}");
+        parse(outcome(&deep(value::MAX_DEPTH)).as_bytes()).unwrap();
+        let error = parse(outcome(&deep(value::MAX_DEPTH + 1)).as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("inside each other"), "{error}");
+
+        let large = format!("\"{}\"", "a".repeat(MAX_OUTCOME_BYTES));
+        let error = receive(Request::new(Body::from(outcome(&large)))).await.unwrap_err().to_string();
+        assert!(error.contains("the outcome cannot be received"), "{error}");
+        receive(Request::new(Body::from(outcome("\"a\"")))).await.unwrap();
+    }
+}
