@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::{DeleteParams, DynamicObject, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    DeleteParams, DynamicObject, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::events::{self, EventType, Recorder, Reporter};
@@ -84,6 +86,14 @@ const MAX_EVENT_NOTE_BYTES: usize = 1024;
 /// Timeout of one request, without watches and log streams.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Fails for a name that would not be one segment of the path of a request.
+fn check_name(name: &str) -> Result<(), KubeError> {
+    if matches!(name, "" | "." | "..") || name.contains(['/', '?', '#', '%', '\\']) {
+        return Err(KubeError::Invalid(format!("'{name}' cannot be the name of an object")));
+    }
+    Ok(())
+}
+
 impl Api {
     /// Connects to the cluster that `kubectl` would use: the one of `kubeconfig` and `context` if given, else the cluster of this pod,
     /// `$KUBECONFIG`, or `~/.kube/config`.
@@ -157,6 +167,7 @@ impl Api {
         namespace: Option<&str>,
         name: &str,
     ) -> Result<Option<Value>, KubeError> {
+        check_name(name)?;
         let found = self.send(self.dynamic(resource, namespace).get_opt(name)).await?;
         found.map(to_json).transpose()
     }
@@ -312,8 +323,35 @@ impl Api {
     /// # Errors
     /// An error of the API server.
     pub async fn delete(&self, resource: &Resource<'_>, namespace: Option<&str>, name: &str) -> Result<(), KubeError> {
+        self.delete_with(resource, namespace, name, DeleteParams::background()).await
+    }
+
+    /// Deletes the object with this UID, and not another one that has got its name since. Does nothing if it does not exist.
+    ///
+    /// # Errors
+    /// An error of the API server: 409 if it is another one.
+    pub async fn delete_exactly(
+        &self,
+        resource: &Resource<'_>,
+        namespace: Option<&str>,
+        name: &str,
+        uid: &str,
+    ) -> Result<(), KubeError> {
+        let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+        let parameters = DeleteParams { preconditions, ..DeleteParams::background() };
+        self.delete_with(resource, namespace, name, parameters).await
+    }
+
+    async fn delete_with(
+        &self,
+        resource: &Resource<'_>,
+        namespace: Option<&str>,
+        name: &str,
+        parameters: DeleteParams,
+    ) -> Result<(), KubeError> {
+        check_name(name)?;
         let api = self.dynamic(resource, namespace);
-        match self.send(api.delete(name, &DeleteParams::background())).await {
+        match self.send(api.delete(name, &parameters)).await {
             Ok(_) | Err(KubeError::Refused { code: 404, .. }) => Ok(()),
             Err(error) => Err(error),
         }

@@ -4,6 +4,8 @@
 //! known to be a comparison of different types, such as `int(x) == 'a'`, which would otherwise be false without a word. Parameters have no
 //! static type: a string parameter is simply not equal to a number.
 
+mod cost;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 
@@ -13,6 +15,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use crate::artifact::artifact_json;
+use crate::budget::Budget;
 use crate::model::Inputs;
 use crate::value::{self, to_text};
 
@@ -24,6 +27,8 @@ const MAX_DEPTH: usize = 100;
 const MAX_CACHED_SELECTORS: usize = 256;
 /// Stack of the parser, which recurses for each operator of a chain such as `1 + 1 + 1`.
 const PARSER_STACK_BYTES: usize = 64 << 20;
+/// Maximum work of the expressions of a run: about a minute of a core. See [`cost`].
+const MAX_WORK: usize = 5_000_000_000;
 /// Maximum number of macros such as `all` inside each other. Each one multiplies the time by the length of a list.
 const MAX_MACRO_DEPTH: usize = 2;
 
@@ -64,10 +69,13 @@ impl Condition {
     /// Whether the task is triggered.
     ///
     /// # Errors
-    /// The evaluation failed, as for a parameter without a value or an ordering of different types. The task fails then.
-    pub fn evaluate(&self, inputs: &Inputs) -> Result<bool, String> {
+    /// The evaluation failed, as for a parameter without a value or an ordering of different types, or it would need more than the budget.
+    /// The task fails then.
+    pub fn evaluate(&self, inputs: &Inputs, budget: &Budget) -> Result<bool, String> {
+        let inputs = inputs_json(inputs);
+        cost::take(self.program.expression(), &[("inputs", &inputs)], budget)?;
         let mut context = context();
-        context.add_variable_from_value("inputs", to_cel(&inputs_json(inputs)));
+        context.add_variable_from_value("inputs", to_cel(&inputs));
         context.add_variable_from_value("outputs", to_cel(&Value::Object(Map::new())));
         match self.program.execute(&context) {
             Ok(cel::Value::Bool(value)) => Ok(value),
@@ -77,11 +85,16 @@ impl Condition {
     }
 }
 
+/// A budget for the work of the expressions of a run.
+pub(crate) fn budget() -> Budget {
+    Budget::work(MAX_WORK, "the expressions")
+}
+
 /// Applies a `parameterExpressionSelector`, such as `parseJson(string_value)["key"]`, to a value.
 ///
 /// # Errors
-/// The text is not an expression, or its evaluation failed.
-pub fn select(expression: &str, value: &Value) -> Result<Value, String> {
+/// The text is not an expression, its evaluation failed, or it would need more than the budget.
+pub fn select(expression: &str, value: &Value, budget: &Budget) -> Result<Value, String> {
     let program = cached_selector(expression)?;
     let mut context = context();
     let field = match value {
@@ -93,10 +106,13 @@ pub fn select(expression: &str, value: &Value) -> Result<Value, String> {
         Value::Array(_) => "list_value",
         Value::Object(_) => "struct_value",
     };
+    let text = Value::String(to_text(value));
+    cost::take(program.expression(), &[(field, value), ("string_value", &text)], budget)?;
     context.add_variable_from_value(field, to_cel(value));
-    context.add_variable_from_value("string_value", cel::Value::from(to_text(value)));
+    context.add_variable_from_value("string_value", to_cel(&text));
     let selected = program.execute(&context).map_err(|error| error.to_string())?;
-    from_cel(&selected).map(|value| value::normalized(&value))
+    let selected = value::normalized(&from_cel(&selected)?);
+    value::check_depth(&selected).map(|()| selected)
 }
 
 /// Checks that a selector can be compiled.

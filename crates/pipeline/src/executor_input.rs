@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 pub use crate::artifact::schema;
 use crate::artifact::{artifact_json, output_artifact};
+use crate::budget::Budget;
 use crate::model::{Artifact, Failure, Launch, Outputs};
 use crate::placeholder::{Paths, Place};
 use crate::platform::pod_settings;
@@ -15,7 +16,7 @@ use crate::proto::descriptors;
 use crate::proto::ml_pipelines::{ExecutorOutput, RuntimeArtifact};
 use crate::value::{self, Kind, kind, parse_output};
 
-/// Maximum bytes of an output parameter, and of the file in which a program describes its outputs.
+/// Maximum bytes of all output parameters of a program, and of the file in which it describes its outputs.
 pub const MAX_OUTPUT_BYTES: u64 = 64 << 20;
 
 /// The message that the program gets as `{{$}}`.
@@ -89,6 +90,7 @@ pub fn read_outputs(launch: &Launch, paths: &Paths) -> Result<Outputs, Failure> 
 }
 
 fn read(launch: &Launch, paths: &Paths) -> Result<Outputs, String> {
+    let memory = Budget::bytes(MAX_OUTPUT_BYTES as usize, "the output parameters");
     let described = read_description(Path::new(&paths.executor_output))?;
     let mut outputs = Outputs::default();
     let definitions = launch.component.output_definitions.as_ref();
@@ -100,6 +102,7 @@ fn read(launch: &Launch, paths: &Paths) -> Result<Outputs, String> {
                 let file = paths.output_parameters.get(name).map_or("", String::as_str);
                 read_text(Path::new(file))?
                     .ok_or_else(|| format!("the program did not write it to {file}"))
+                    .and_then(|text| memory.take(text.len()).map(|()| text))
                     .and_then(|text| parse_output(kind, &text))
             }
         };

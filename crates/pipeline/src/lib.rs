@@ -19,6 +19,7 @@
 //! | [`entity`] | what is stored: pipelines, versions, experiments, runs, recurring runs |
 //! | [`listing`] | filters, order and pages of lists |
 //! | [`schedule`] | when a recurring run is due |
+//! | [`budget`] | limits of memory and work |
 //! | `proto_json` | reads JSON as protobuf maps it |
 //! | [`repo`] | all SQL |
 //! | [`service`] | the rules |
@@ -26,6 +27,7 @@
 //! | [`error`] | errors with stable codes |
 
 mod artifact;
+pub mod budget;
 pub mod condition;
 mod dependency;
 pub mod driver;

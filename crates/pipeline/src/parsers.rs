@@ -3,7 +3,7 @@
 use serde_json::json;
 use slipway_mutations::feed;
 
-use crate::condition::{Condition, select};
+use crate::condition::{Condition, budget, select};
 use crate::graph::Graphs;
 use crate::ir;
 use crate::model::{Inputs, RunInfo};
@@ -38,9 +38,9 @@ fn expressions_never_panic() {
     feed(&valid, |text| {
         if let Ok(condition) = Condition::parse(text) {
             drop(condition.parameters());
-            drop(condition.evaluate(&inputs));
+            drop(condition.evaluate(&inputs, &budget()));
         }
-        drop(select(text, &json!({"key": [1, null]})));
+        drop(select(text, &json!({"key": [1, null]}), &budget()));
     });
 }
 

@@ -9,9 +9,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::budget::Budget;
 use crate::model::{Inputs, Launch, RunInfo};
 use crate::proto::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
 use crate::value::{self, to_text};
+
+/// Maximum bytes that placeholders add to one constant, or to the words of one command. The system accepts no longer command anyway.
+const MAX_REPLACED: usize = 4 << 20;
 
 /// Path of the workspace in a container, and in the values that refer to it.
 pub const WORKSPACE_PATH: &str = "/kfp-workspace";
@@ -138,9 +142,15 @@ fn field(text: &str) -> Option<Field<'_>> {
     })
 }
 
+/// A budget for the texts that replace placeholders.
+pub(crate) fn budget() -> Budget {
+    Budget::bytes(MAX_REPLACED, "the texts that replace placeholders")
+}
+
 /// Replaces the placeholders of a text. `resolve` returns `None` for those that stay as they are.
 fn replace(
     text: &str,
+    budget: &Budget,
     mut resolve: impl FnMut(&Placeholder<'_>) -> Result<Option<String>, String>,
 ) -> Result<String, String> {
     const OPEN: &str = "{{$";
@@ -157,6 +167,7 @@ fn replace(
             None => None,
         };
         if let Some((text, tail)) = replacement {
+            budget.take(text.len())?;
             out.push_str(&text);
             rest = tail;
         } else {
@@ -200,7 +211,7 @@ fn resolve_input_parameter(name: &str, inputs: &Inputs) -> Result<Option<String>
 /// same task's inputs.
 ///
 /// # Errors
-/// A placeholder refers to an input that has no value.
+/// A placeholder refers to an input that has no value, or the value becomes too large.
 pub fn resolve_constant(
     value: &Value,
     inputs: &Inputs,
@@ -208,13 +219,23 @@ pub fn resolve_constant(
     task_name: &str,
     task_id: &str,
 ) -> Result<Value, String> {
-    let nested = |value: &Value| resolve_constant(value, inputs, run, task_name, task_id);
+    let resolve = |placeholder: &Placeholder<'_>| match placeholder {
+        Placeholder::Name(name) => Ok(resolve_name(name, run, task_name, task_id)),
+        Placeholder::InputParameter(name) => resolve_input_parameter(name, inputs),
+        _ => Ok(None),
+    };
+    replace_inside(value, &budget(), &resolve)
+}
+
+/// [`replace`] in all texts of a value.
+fn replace_inside(
+    value: &Value,
+    budget: &Budget,
+    resolve: &impl Fn(&Placeholder<'_>) -> Result<Option<String>, String>,
+) -> Result<Value, String> {
+    let nested = |value: &Value| replace_inside(value, budget, resolve);
     Ok(match value {
-        Value::String(text) => Value::String(replace(text, |placeholder| match placeholder {
-            Placeholder::Name(name) => Ok(resolve_name(name, run, task_name, task_id)),
-            Placeholder::InputParameter(name) => resolve_input_parameter(name, inputs),
-            _ => Ok(None),
-        })?),
+        Value::String(text) => Value::String(replace(text, budget, resolve)?),
         Value::Array(values) => Value::Array(values.iter().map(nested).collect::<Result<_, _>>()?),
         Value::Object(fields) => Value::Object(
             fields.iter().map(|(key, value)| Ok((key.clone(), nested(value)?))).collect::<Result<_, String>>()?,
@@ -226,9 +247,14 @@ pub fn resolve_constant(
 /// A text with the placeholders of input parameters replaced, as in resource limits and images.
 ///
 /// # Errors
-/// A placeholder refers to an input that has no value.
+/// A placeholder refers to an input that has no value, or the text becomes too long.
 pub(crate) fn resolve_parameters(text: &str, inputs: &Inputs) -> Result<String, String> {
-    replace(text, |placeholder| match placeholder {
+    resolve_parameters_within(text, inputs, &budget())
+}
+
+/// [`resolve_parameters`], with a budget for several texts.
+pub(crate) fn resolve_parameters_within(text: &str, inputs: &Inputs, budget: &Budget) -> Result<String, String> {
+    replace(text, budget, |placeholder| match placeholder {
         Placeholder::InputParameter(name) => resolve_input_parameter(name, inputs),
         _ => Ok(None),
     })
@@ -237,7 +263,8 @@ pub(crate) fn resolve_parameters(text: &str, inputs: &Inputs) -> Result<String, 
 /// The command and arguments of the launch's container.
 ///
 /// # Errors
-/// See [`resolve_command`]; or the executor is not a container.
+/// A placeholder refers to something that the task does not have, a `Concat` or `IfPresent` is malformed, the command becomes too long, or
+/// the executor is not a container.
 pub fn container_command(
     launch: &Launch,
     paths: &Paths,
@@ -246,29 +273,8 @@ pub fn container_command(
     let Some(Spec::Container(container)) = &launch.executor.spec else {
         return Err("the executor of the task is not a container".into());
     };
-    let resolved = |words: &[String]| resolve_command(words, launch, paths, executor_input_json);
-    Ok((resolved(&container.command)?, resolved(&container.args)?))
-}
-
-/// Words of a command with their placeholders replaced. A word that is a `Concat` or `IfPresent` in JSON becomes one word, several, or none.
-///
-/// # Errors
-/// A placeholder refers to something that the task does not have, or a `Concat` or `IfPresent` is malformed.
-pub fn resolve_command(
-    words: &[String],
-    launch: &Launch,
-    paths: &Paths,
-    executor_input_json: &str,
-) -> Result<Vec<String>, String> {
-    let scope = Scope { launch, paths, executor_input_json };
-    let mut out = Vec::with_capacity(words.len());
-    for word in words {
-        match structure(word) {
-            Some(structure) => scope.evaluate(&structure, 0, &mut out)?,
-            None => out.push(scope.text(word)?),
-        }
-    }
-    Ok(out)
+    let scope = Scope { launch, paths, executor_input_json, budget: budget() };
+    Ok((scope.words(&container.command)?, scope.words(&container.args)?))
 }
 
 /// The `Concat` or `IfPresent` that a word of a command is, or `None` for text.
@@ -287,9 +293,22 @@ struct Scope<'a> {
     launch: &'a Launch,
     paths: &'a Paths,
     executor_input_json: &'a str,
+    budget: Budget,
 }
 
 impl Scope<'_> {
+    /// Words with their placeholders replaced. A word that is a `Concat` or `IfPresent` in JSON becomes one word, several, or none.
+    fn words(&self, words: &[String]) -> Result<Vec<String>, String> {
+        let mut out = Vec::with_capacity(words.len());
+        for word in words {
+            match structure(word) {
+                Some(structure) => self.evaluate(&structure, 0, &mut out)?,
+                None => out.push(self.text(word)?),
+            }
+        }
+        Ok(out)
+    }
+
     fn evaluate(&self, structure: &Value, depth: usize, out: &mut Vec<String>) -> Result<(), String> {
         if depth > value::MAX_DEPTH {
             return Err("a Concat or IfPresent is nested too deeply".into());
@@ -331,7 +350,7 @@ impl Scope<'_> {
     }
 
     fn text(&self, text: &str) -> Result<String, String> {
-        replace(text, |placeholder| match placeholder {
+        replace(text, &self.budget, |placeholder| match placeholder {
             Placeholder::ExecutorInput => Ok(Some(self.executor_input_json.to_owned())),
             Placeholder::Name("workspace_path") => {
                 Ok(Some(self.paths.workspace.clone().unwrap_or_else(|| WORKSPACE_PATH.to_owned())))

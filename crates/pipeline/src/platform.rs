@@ -12,8 +12,9 @@ use slipway_exec::RunSpec;
 use slipway_exec::manifest::{EnvVar, Resources, VolumeMount};
 use slipway_exec::quantity::Quantity;
 
+use crate::budget::Budget;
 use crate::model::{Inputs, Launch};
-use crate::placeholder::{resolve_constant, resolve_parameters};
+use crate::placeholder::{resolve_constant, resolve_parameters, resolve_parameters_within};
 use crate::proto::kfp_kubernetes::{InitContainer, KubernetesExecutorConfig, PvcMount, SecurityContext, pvc_mount};
 use crate::proto::ml_pipelines::pipeline_deployment_config::PipelineContainerSpec;
 use crate::proto::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
@@ -26,6 +27,10 @@ use crate::{condition, placeholder};
 
 /// Values of `imagePullPolicy`.
 pub(crate) const PULL_POLICIES: [&str; 3] = ["Always", "Never", "IfNotPresent"];
+/// Maximum bytes of the name of an object of Kubernetes.
+const MAX_NAME_BYTES: usize = 253;
+/// Maximum bytes of the values that node selectors, tolerations and affinities refer to.
+const MAX_PLACEMENT_BYTES: usize = 1 << 20;
 /// Name of the volume of shared memory, if none is set.
 const SHARED_MEMORY: &str = "shm";
 /// The resource of GPUs.
@@ -151,8 +156,9 @@ impl Pod<'_> {
         let inputs = &self.launch.inputs;
         let spec = &mut self.settings.spec;
         spec.image = Some(resolve_parameters(&container.image, inputs)?);
+        let budget = placeholder::budget();
         for variable in &container.env {
-            let value = resolve_parameters(&variable.value, inputs)?;
+            let value = resolve_parameters_within(&variable.value, inputs, &budget)?;
             spec.env.push(EnvVar { name: variable.name.clone(), value: Some(value), value_from: None });
         }
         spec.resources = resources(container, inputs)?;
@@ -187,11 +193,16 @@ impl Pod<'_> {
     }
 
     fn placement(&mut self, config: &KubernetesExecutorConfig) -> Result<(), String> {
+        let budget = Budget::bytes(MAX_PLACEMENT_BYTES, "the values that the placement of the pod refers to");
+        let resolve = |reference: &InputParameterSpec, what: &str| {
+            let value = resolve(self.launch, reference, what)?;
+            budget.take(value.as_ref().map_or(0, value::weight)).map(|()| value)
+        };
         let launch = self.launch;
         if let Some(selector) = &config.node_selector {
             self.settings.spec.node_selector = match &selector.node_selector_json {
                 None => selector.labels.clone(),
-                Some(reference) => match resolve(launch, reference, "the node selector")? {
+                Some(reference) => match resolve(reference, "the node selector")? {
                     None => BTreeMap::new(),
                     Some(value) => serde_json::from_value(value)
                         .map_err(|_| "the node selector is not an object with texts".to_owned())?,
@@ -218,7 +229,7 @@ impl Pod<'_> {
                 tolerations.push(Value::Object(fields));
                 continue;
             };
-            match resolve(launch, reference, "the toleration")? {
+            match resolve(reference, "the toleration")? {
                 None => {}
                 Some(Value::Object(fields)) if fields.is_empty() => {}
                 Some(value @ Value::Object(_)) => tolerations.push(value),
@@ -231,8 +242,7 @@ impl Pod<'_> {
                 }
             }
         }
-        self.settings.spec.affinity =
-            affinity::affinity(config, |reference| resolve(launch, reference, "the node affinity"))?;
+        self.settings.spec.affinity = affinity::affinity(config, |reference| resolve(reference, "the node affinity"))?;
         for secret in &config.image_pull_secret {
             #[allow(deprecated)] // older files have the plain name
             let plain = &secret.secret_name;
@@ -426,7 +436,7 @@ fn resolve(launch: &Launch, reference: &InputParameterSpec, what: &str) -> Resul
         Some(Source::TaskFinalStatus(_)) => return Err(format!("{what} cannot be the status of a task")),
     };
     let selector = &reference.parameter_expression_selector;
-    let value = if selector.is_empty() { value } else { condition::select(selector, &value)? };
+    let value = if selector.is_empty() { value } else { condition::select(selector, &value, &condition::budget())? };
     Ok((!value.is_null()).then_some(value))
 }
 
@@ -442,9 +452,10 @@ fn resolve_name(
     };
     match resolve(launch, reference, what)? {
         None => Ok(None),
-        Some(Value::String(name)) if !name.is_empty() => Ok(Some(name)),
+        Some(Value::String(name)) if !name.is_empty() && name.len() <= MAX_NAME_BYTES => Ok(Some(name)),
         Some(other) => {
-            Err(format!("the name of {what} is {}; expected a text that is not empty", value::to_json_text(&other)))
+            let other = value::to_json_text(&other);
+            Err(format!("the name of {what} is {}; expected a text that is not empty", value::shortened(&other)))
         }
     }
 }

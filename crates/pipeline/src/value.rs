@@ -159,6 +159,39 @@ pub fn to_json_text(value: &Value) -> String {
     escaped
 }
 
+/// Whether lists and objects are not nested more deeply.
+pub fn is_within(value: &Value, depth: usize) -> bool {
+    let mut parts: Box<dyn Iterator<Item = &Value>> = match value {
+        Value::Array(values) => Box::new(values.iter()),
+        Value::Object(fields) => Box::new(fields.values()),
+        _ => return true,
+    };
+    depth > 0 && parts.all(|part| is_within(part, depth - 1))
+}
+
+/// Fails for a value that is nested more deeply than [`MAX_DEPTH`]: what is stored of it could not be read again.
+///
+/// # Errors
+/// It is.
+pub fn check_depth(value: &Value) -> Result<(), String> {
+    if is_within(value, MAX_DEPTH) {
+        Ok(())
+    } else {
+        Err(format!("it has more than {MAX_DEPTH} lists and objects inside each other"))
+    }
+}
+
+/// Bytes of memory that a value takes, roughly.
+pub fn weight(value: &Value) -> usize {
+    const NODE: usize = 32;
+    NODE + match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(weight).sum(),
+        Value::Object(fields) => fields.iter().map(|(key, value)| NODE + key.len() + weight(value)).sum(),
+    }
+}
+
 /// The value in an output file.
 ///
 /// # Errors
@@ -174,6 +207,7 @@ pub fn parse_output(kind: Kind, text: &str) -> Result<Value, String> {
         },
         Kind::List | Kind::Struct | Kind::TaskFinalStatus | Kind::TaskConfig => {
             let value: Value = serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))?;
+            check_depth(&value)?;
             coerce(kind, &value)
         }
     }
@@ -308,6 +342,16 @@ mod tests {
         ] {
             parse_output(kind, text).unwrap_err();
         }
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        parse_output(Kind::List, &nested(MAX_DEPTH)).unwrap();
+        let error = parse_output(Kind::List, &nested(MAX_DEPTH + 1)).unwrap_err();
+        assert_eq!(error, "it has more than 100 lists and objects inside each other");
+    }
+
+    #[test]
+    fn the_weight_of_a_value_is_at_least_that_of_its_texts() {
+        assert!(weight(&json!({"key": ["abc", {"d": "efg"}]})) >= "keyabcdefg".len());
+        assert!(weight(&json!(vec![0; 1000])) >= 1000 * size_of::<Value>());
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
                 {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["create"]},
                 {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
                 // Steps of pipelines that create and delete volumes.
-                {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["create", "delete"]},
+                {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["create", "delete", "get"]},
             ]),
         };
         all.push(cluster_wide("ClusterRole", &role, json!({"rules": rules})));

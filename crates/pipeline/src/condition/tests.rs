@@ -10,8 +10,12 @@ fn inputs(parameters: &[(&str, Value)]) -> Inputs {
     }
 }
 
+fn select(expression: &str, value: &Value) -> Result<Value, String> {
+    super::select(expression, value, &budget())
+}
+
 fn evaluate(text: &str, parameters: &[(&str, Value)]) -> Result<bool, String> {
-    Condition::parse(text)?.evaluate(&inputs(parameters))
+    Condition::parse(text)?.evaluate(&inputs(parameters), &budget())
 }
 
 #[test]
@@ -53,7 +57,7 @@ fn artifacts_can_be_tested() {
     inputs.artifacts.insert("model".into(), vec![Artifact { metadata, ..Artifact::default() }]);
     for (text, expected) in [("> 90.0", true), ("<= 90.0", false)] {
         let text = format!("inputs.artifacts['model'].artifacts[0].metadata['accuracy'] * 100.0 {text}");
-        assert_eq!(Condition::parse(&text).unwrap().evaluate(&inputs), Ok(expected));
+        assert_eq!(Condition::parse(&text).unwrap().evaluate(&inputs, &budget()), Ok(expected));
     }
 }
 
@@ -119,4 +123,60 @@ fn selectors_read_the_text_or_the_fields_of_a_value() {
     select("parseJson(string_value)[\"k\"]", &json!("{}")).unwrap_err();
     select("parseJson(string_value)[\"k\"]", &json!("no JSON")).unwrap_err();
     check_selector("inputs.x").unwrap_err();
+}
+
+/// A list of numbers and a long text.
+fn large(items: usize, bytes: usize) -> [(&'static str, Value); 2] {
+    [("l", json!(vec![1; items])), ("s", json!("a".repeat(bytes)))]
+}
+
+#[test]
+fn expressions_that_would_take_too_long_or_too_much_memory_are_not_begun() {
+    for (text, items, bytes) in [
+        ("L.all(x, L.all(y, x + y < 3))", 20_000, 0),
+        ("size(L.map(x, S + S)) == 1", 20_000, 900_000),
+        ("size(L.map(x, L.map(y, x))) == 1", 20_000, 0),
+        ("size(L.map(x, {'k': S + S})) == 1", 20_000, 900_000),
+        ("L.all(x, S.contains(S))", 20_000, 900_000),
+        ("L.all(x, size(parseJson(S)) == 1)", 20_000, 900_000),
+        ("L.exists(x, S.matches('(a{50}){50}'))", 2_000, 10),
+        ("L.map(x, L).all(y, y.all(z, z == 1))", 20_000, 0),
+        ("inputs.parameter_values.all(k, inputs.parameter_values[k] in L.map(x, L))", 20_000, 0),
+        ("[L, L, L].all(a, [L, L].all(b, a + b == b + a))", 2_000_000, 0),
+    ] {
+        let text = text.replace('L', "inputs.parameter_values['l']").replace('S', "inputs.parameter_values['s']");
+        let error = evaluate(&text, &large(items, bytes)).unwrap_err();
+        assert!(error.contains("the expression"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn macros_over_what_pipelines_have_are_evaluated() {
+    for (text, items, bytes) in [
+        ("L.all(x, x > 0 && x < 3)", 20_000, 900_000),
+        ("L.exists(x, x == 2) || size(S) > 3", 20_000, 900_000),
+        ("size(L.filter(x, x > 0)) == 20000", 20_000, 900_000),
+        ("L.all(x, L.all(y, x == y))", 300, 0),
+        ("L.all(x, S.matches('^a+$'))", 1_000, 20),
+        ("S + S != S && S.startsWith('aa')", 1, 900_000),
+        ("size(L + L) == 40000", 20_000, 0),
+    ] {
+        let text = text.replace('L', "inputs.parameter_values['l']").replace('S', "inputs.parameter_values['s']");
+        assert_eq!(evaluate(&text, &large(items, bytes)), Ok(true), "{text}");
+    }
+}
+
+#[test]
+fn the_expressions_of_a_run_share_a_budget() {
+    let condition = Condition::parse("inputs.parameter_values['l'].all(x, x > 0)").unwrap();
+    let (inputs, budget) = (inputs(&large(20_000, 0)), Budget::work(30_000_000, "the expressions"));
+    assert_eq!(condition.evaluate(&inputs, &budget), Ok(true));
+    let error = (0..10).find_map(|_| condition.evaluate(&inputs, &budget).err()).unwrap();
+    assert_eq!(error, "the expressions have more than 30000000 units of work");
+}
+
+#[test]
+fn what_a_selector_makes_is_not_nested_more_deeply_than_what_can_be_stored() {
+    let nested = "[".repeat(value::MAX_DEPTH + 1) + &"]".repeat(value::MAX_DEPTH + 1);
+    assert!(select("parseJson(string_value)", &json!(nested)).unwrap_err().contains("inside each other"));
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
 use slipway_core::clock::now_ms;
 use tokio::sync::mpsc;
 
@@ -34,7 +35,7 @@ pub(super) enum Command {
 pub(super) struct Drive {
     inner: Arc<Inner>,
     run: Arc<RunInfo>,
-    machine: Machine,
+    machine: Arc<Mutex<Machine>>,
     /// What will happen: ends of attempts, results of look-ups.
     pending: FuturesUnordered<BoxFuture<'static, Event>>,
     /// When the engine wants to be asked again, in milliseconds since the Unix epoch.
@@ -44,6 +45,7 @@ pub(super) struct Drive {
 
 impl Drive {
     pub(super) fn new(inner: Arc<Inner>, run: Arc<RunInfo>, machine: Machine, tracked: Tracked) -> Self {
+        let machine = Arc::new(Mutex::new(machine));
         Self { inner, run, machine, pending: FuturesUnordered::new(), wake_at: None, tracked }
     }
 
@@ -75,11 +77,7 @@ impl Drive {
             }
             // Artifacts get their ids before the engine hands them on.
             let Some(events) = self.inner.record_artifacts(&self.run, events).await else { return };
-            let now = now_ms();
-            let mut effects = Vec::new();
-            for event in events {
-                effects.extend(self.machine.apply(event, now));
-            }
+            let Some(effects) = self.apply(events).await else { return };
             ended = self.perform(effects).await;
         }
         if is_forgotten {
@@ -88,6 +86,16 @@ impl Drive {
                 tracing::warn!(run = self.run.run_id, %error, "the files of a deleted pipeline run remain");
             }
         }
+    }
+
+    /// What the engine decides after these events; `None` while the server stops.
+    async fn apply(&mut self, events: Vec<Event>) -> Option<Vec<Effect>> {
+        let machine = Arc::clone(&self.machine);
+        let apply = move || {
+            let (mut machine, now) = (machine.lock(), now_ms());
+            events.into_iter().flat_map(|event| machine.apply(event, now)).collect()
+        };
+        blocking(apply).await
     }
 
     /// Records what the engine decided, then performs it. Returns whether nothing follows: the run has ended, or it is another server's.
@@ -145,6 +153,14 @@ impl Drive {
             Effect::Record(_) | Effect::Finished { .. } => return,
         };
         self.pending.push(event);
+    }
+}
+
+/// Does work that may take long, as the conditions of a pipeline can, on a thread for such work. `None` while the server stops.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Some(done),
+        Err(error) => error.try_into_panic().map_or(None, |panic| std::panic::resume_unwind(panic)),
     }
 }
 

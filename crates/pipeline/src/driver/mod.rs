@@ -35,7 +35,7 @@ use crate::repo;
 use crate::service::{ArtifactStream, RunContext, Runner};
 use crate::tracker::Tracker;
 
-use drive::{Command, Drive};
+use drive::{Command, Drive, blocking};
 
 /// Settings of a driver.
 #[derive(Debug, Clone)]
@@ -144,21 +144,28 @@ async fn carry_out(
     if run.config.pipeline_root.is_empty() && !inner.launcher.reaches(&info.pipeline_root) {
         info.pipeline_root.clone_from(&inner.settings.pipeline_root);
     }
-    let plan = Arc::new(Plan::new(Arc::new(document))?);
     let limits = Limits { max_parallel_tasks: inner.settings.max_parallel_tasks, ..Limits::default() };
     let info = Arc::new(info);
     let parameters = run.config.parameters.clone().into_iter().collect();
-    let now = now_ms();
-    let (mut machine, mut effects) = if is_retry(&run, reason, &records) {
-        Machine::retry(plan, Arc::clone(&info), parameters, limits, records, now)
-    } else if records.is_empty() {
-        Machine::start(plan, Arc::clone(&info), parameters, limits, now)
-    } else {
-        Machine::restore(plan, Arc::clone(&info), parameters, limits, records, now)
+    let (is_retry, is_canceling) = (is_retry(&run, reason, &records), run.state == RunState::Canceling);
+    let machine_info = Arc::clone(&info);
+    let begin = move || {
+        let (plan, info, now) = (Arc::new(Plan::new(Arc::new(document))?), machine_info, now_ms());
+        let (mut machine, mut effects) = if is_retry {
+            Machine::retry(plan, info, parameters, limits, records, now)
+        } else if records.is_empty() {
+            Machine::start(plan, info, parameters, limits, now)
+        } else {
+            Machine::restore(plan, info, parameters, limits, records, now)
+        };
+        if is_canceling {
+            effects.extend(machine.apply(Event::Cancel, now));
+        }
+        Ok::<_, Error>((machine, effects))
     };
-    if run.state == RunState::Canceling {
-        effects.extend(machine.apply(Event::Cancel, now));
-    }
+    // It ends with the server.
+    let Some(begun) = blocking(begin).await else { return Ok(()) };
+    let (machine, effects) = begun?;
     let tracked = tracking::begin(inner, &run, Arc::clone(&info), experiment);
     Drive::new(Arc::clone(inner), info, machine, tracked).carry_out(effects, commands).await;
     Ok(())

@@ -105,7 +105,7 @@ impl Machine {
             .filter_map(|index| self.sibling(id, index));
         let (state, failure) = common_end(main);
         let outputs = match state {
-            TaskState::Succeeded => resolve::graph_outputs(graph, &|task| self.sibling(id, task)),
+            TaskState::Succeeded => resolve::graph_outputs(graph, &|task| self.sibling(id, task), &self.memory()),
             _ => Ok(Outputs::default()),
         };
         self.end_with(id, state, failure, outputs);
@@ -122,16 +122,17 @@ impl Machine {
             state = TaskState::Canceled;
         }
         let outputs = match state {
-            TaskState::Succeeded => resolve::loop_outputs(node.component(&plan), &iterations),
+            TaskState::Succeeded => resolve::loop_outputs(node.component(&plan), &iterations, &self.memory()),
             _ => Ok(Outputs::default()),
         };
         self.end_with(id, state, failure, outputs);
     }
 
     fn end_with(&mut self, id: NodeId, state: TaskState, failure: Option<Failure>, outputs: Result<Outputs, String>) {
-        match outputs {
+        match outputs.and_then(|outputs| self.check_outputs(&outputs).map(|()| outputs)) {
             Ok(outputs) => {
                 self.change(id).record.outputs = Arc::new(outputs);
+                self.weigh(id);
                 self.end(id, state, failure);
             }
             Err(reason) => self.end(id, TaskState::Failed, Some(resolve::failure(reason))),

@@ -137,10 +137,20 @@ impl Machine {
 
     pub(super) fn cache_found(&mut self, path: &TaskPath, outputs: Outputs, cached_from: String) {
         let Some(id) = self.waiting(path, Waiting::Cache) else { return };
-        let node = self.change(id);
-        node.record.outputs = Arc::new(outputs);
-        node.record.cached_from = Some(cached_from);
-        self.end(id, TaskState::Cached, None);
+        self.change(id).record.cached_from = Some(cached_from);
+        self.succeed(id, TaskState::Cached, outputs);
+    }
+
+    /// Ends an execution with its outputs.
+    fn succeed(&mut self, id: NodeId, state: TaskState, outputs: Outputs) {
+        match self.check_outputs(&outputs) {
+            Ok(()) => {
+                self.change(id).record.outputs = Arc::new(outputs);
+                self.weigh(id);
+                self.end(id, state, None);
+            }
+            Err(reason) => self.end(id, TaskState::Failed, Some(resolve::failure(reason))),
+        }
     }
 
     pub(super) fn cache_missed(&mut self, path: &TaskPath) {
@@ -159,10 +169,7 @@ impl Machine {
             return;
         }
         match outcome {
-            Outcome::Succeeded(outputs) => {
-                self.change(id).record.outputs = Arc::new(outputs);
-                self.end(id, TaskState::Succeeded, None);
-            }
+            Outcome::Succeeded(outputs) => self.succeed(id, TaskState::Succeeded, outputs),
             Outcome::Failed(failure) => self.attempt_failed(id, failure),
             Outcome::Canceled if self.is_canceled(self.node(id).is_exit) => self.end(id, TaskState::Canceled, None),
             Outcome::Canceled => {
@@ -182,8 +189,7 @@ impl Machine {
                 let plan = Arc::clone(&self.plan);
                 let output = resolve::import_output(self.node(id).component(&plan)).to_owned();
                 let outputs = Outputs { artifacts: [(output, vec![artifact])].into(), ..Outputs::default() };
-                self.change(id).record.outputs = Arc::new(outputs);
-                self.end(id, TaskState::Succeeded, None);
+                self.succeed(id, TaskState::Succeeded, outputs);
             }
             Err(failure) => self.attempt_failed(id, failure),
         }

@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use crate::budget::Budget;
+use crate::condition;
 use crate::model::{RunInfo, TaskPath, TaskState};
 
 use super::node::{GraphProgress, LoopProgress, Node, NodeId, Progress, Slot};
@@ -41,6 +43,11 @@ pub struct Machine {
     pub(super) reached: usize,
     pub(super) is_finished: bool,
     pub(super) now: i64,
+    /// Bytes of the values of each node, and of all of them.
+    pub(super) held: Vec<usize>,
+    pub(super) live_bytes: usize,
+    /// The work that is left for the expressions of the run.
+    work: Budget,
 }
 
 /// Something that follows from an event.
@@ -95,6 +102,9 @@ impl Machine {
             reached: 0,
             is_finished: false,
             now,
+            held: Vec::new(),
+            live_bytes: 0,
+            work: condition::budget(),
         }
     }
 
@@ -145,6 +155,7 @@ impl Machine {
             effects.push(Effect::Record(node.record.clone()));
             if matches!(node.progress, Progress::Ended) {
                 node.record.inputs = resolve::no_inputs();
+                self.weigh(id);
             }
         }
         effects.append(&mut self.effects);
@@ -182,12 +193,15 @@ impl Machine {
     pub(super) fn add(&mut self, node: Node) -> NodeId {
         self.reached += 1;
         let node = Some(Box::new(node));
-        if let Some(id) = self.free.pop() {
+        let id = if let Some(id) = self.free.pop() {
             self.nodes[id] = node;
-            return id;
-        }
-        self.nodes.push(node);
-        self.nodes.len() - 1
+            id
+        } else {
+            self.nodes.push(node);
+            self.nodes.len() - 1
+        };
+        self.weigh(id);
+        id
     }
 
     fn free_tasks_of(&mut self, id: NodeId) {
@@ -203,8 +217,10 @@ impl Machine {
             Progress::Loop(progress) => progress.iterations.into_iter().flatten().collect(),
             Progress::Ended | Progress::Execution(_) => Vec::new(),
         };
+        self.weigh(id);
         for task in tasks {
             self.nodes[task] = None;
+            self.weigh(task);
             self.free.push(task);
         }
     }
@@ -236,6 +252,8 @@ impl Machine {
             path,
             graph: &self.node(graph).record.inputs,
             task: &|task| self.sibling(graph, task),
+            memory: &self.memory(),
+            work: &self.work,
         })
     }
 
@@ -369,8 +387,10 @@ impl Machine {
             Ok(inputs) => inputs,
             Err(reason) => return self.end(id, TaskState::Failed, Some(resolve::failure(reason))),
         };
-        let is_triggered = task.condition.as_ref().map_or(Ok(true), |condition| condition.evaluate(&inputs));
+        let is_triggered =
+            task.condition.as_ref().map_or(Ok(true), |condition| condition.evaluate(&inputs, &self.work));
         self.change(id).record.inputs = Arc::new(inputs);
+        self.weigh(id);
         match is_triggered {
             Ok(true) if self.reached > MAX_TASKS => self.end_too_many(id),
             Ok(true) if task.iterator.is_some() => self.begin_loop(id),
@@ -481,13 +501,15 @@ impl Machine {
         let component = node.component(&plan);
         let inputs = match (&node.progress, node.task(&plan).and_then(|task| task.iterator.as_ref())) {
             (Progress::Loop(progress), Some(iterator)) => {
-                resolve::iteration_inputs(iterator, component, &progress.common, &progress.items, index)
+                let memory = self.memory();
+                resolve::iteration_inputs(iterator, component, &progress.common, &progress.items, index, &memory)
             }
             _ => Err("The task is not a loop.".to_owned()),
         };
         match inputs {
             Ok(inputs) => {
                 self.change(id).record.inputs = Arc::new(inputs);
+                self.weigh(id);
                 self.begin_body(id);
             }
             Err(reason) => self.end(id, TaskState::Failed, Some(resolve::failure(reason))),

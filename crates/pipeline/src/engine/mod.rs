@@ -10,6 +10,7 @@
 //! | `resolve` | inputs of tasks and outputs of graphs |
 //! | `node` | what the machine knows of a task |
 //! | `machine`, `ending` | the start and the end of tasks, graphs, and loops; cancellation |
+//! | `memory` | how much memory the values of a run take |
 //! | `execution` | attempts, retries, cache, and imports of tasks that execute something |
 //! | `restore` | going on after a crash, and retrying a failed run |
 //! | `record` | records, events, and effects |
@@ -18,6 +19,7 @@ mod compile;
 mod ending;
 mod execution;
 mod machine;
+mod memory;
 mod node;
 mod plan;
 mod record;

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use crate::budget::Budget;
 use crate::ir::ml_pipelines::pipeline_deployment_config::ImporterSpec;
 use crate::ir::ml_pipelines::{value, value_or_runtime_parameter};
 use crate::model::{Artifact, Failure, Inputs, Outputs, RunInfo, TaskPath, TaskState};
 use crate::{condition, executor_input, placeholder, value as values};
 
+use super::memory::{artifacts_weight, inputs_weight};
 use super::plan::{
     ArtifactSource, Body, Component, Declared, Graph, Items, Iterator, OutputSource, ParameterInput, ParameterSource,
     Task,
@@ -29,6 +31,25 @@ pub(super) struct Scope<'a> {
     pub(super) graph: &'a Inputs,
     /// The other tasks of the graph, by their index in the plan; `None` while a task has not been decided.
     pub(super) task: &'a dyn Fn(usize) -> Option<&'a TaskRecord>,
+    /// What is left for values of the run.
+    pub(super) memory: &'a Budget,
+    /// The work that is left for its expressions.
+    pub(super) work: &'a Budget,
+}
+
+impl Scope<'_> {
+    /// A copy of a value, for which there must be memory left.
+    fn copy(&self, value: &Value) -> Result<Value, String> {
+        copy(value, self.memory)
+    }
+}
+
+fn copy(value: &Value, memory: &Budget) -> Result<Value, String> {
+    memory.take(values::weight(value)).map(|()| value.clone())
+}
+
+fn copy_artifacts(artifacts: &[Artifact], memory: &Budget) -> Result<Vec<Artifact>, String> {
+    memory.take(artifacts_weight(artifacts)).map(|()| artifacts.to_vec())
 }
 
 /// The inputs of a run.
@@ -52,7 +73,7 @@ pub(super) fn inputs(task: &Task, component: &Component, scope: &Scope<'_>) -> R
             ParameterSource::Constant(constant) => constants.push((input, constant)),
             source => {
                 let value = parameter(source, task, scope).map_err(|reason| named(&input.name, &reason))?;
-                insert(&mut inputs, input, value, component)?;
+                insert(&mut inputs, input, value, component, scope)?;
             }
         }
     }
@@ -62,12 +83,12 @@ pub(super) fn inputs(task: &Task, component: &Component, scope: &Scope<'_>) -> R
         .into_iter()
         .map(|(input, constant)| {
             placeholder::resolve_constant(constant, &inputs, scope.run, &task.display_name, &id)
-                .map(|value| (input, value))
+                .and_then(|value| scope.memory.take(values::weight(&value)).map(|()| (input, value)))
                 .map_err(|reason| named(&input.name, &reason))
         })
         .collect::<Result<_, _>>()?;
     for (input, value) in resolved {
-        insert(&mut inputs, input, Some(value), component)?;
+        insert(&mut inputs, input, Some(value), component, scope)?;
     }
     complete(component, &mut inputs, task.iterator.as_ref().map(|iterator| iterator.item_input.as_str()))?;
     Ok(inputs)
@@ -82,6 +103,7 @@ fn insert(
     input: &ParameterInput,
     value: Option<Value>,
     component: &Component,
+    scope: &Scope<'_>,
 ) -> Result<(), String> {
     let Some(mut value) = value.filter(|value| !value.is_null()) else {
         let may_be_absent = component.parameters.get(&input.name).is_none_or(Declared::may_be_absent);
@@ -92,7 +114,9 @@ fn insert(
         };
     };
     if !input.selector.is_empty() {
-        value = condition::select(&input.selector, &value).map_err(|reason| named(&input.name, &reason))?;
+        value = condition::select(&input.selector, &value, scope.work)
+            .and_then(|value| scope.memory.take(values::weight(&value)).map(|()| value))
+            .map_err(|reason| named(&input.name, &reason))?;
     }
     inputs.parameters.insert(input.name.clone(), value);
     Ok(())
@@ -147,17 +171,21 @@ fn complete(component: &Component, inputs: &mut Inputs, item_input: Option<&str>
 
 fn parameter(source: &ParameterSource, task: &Task, scope: &Scope<'_>) -> Result<Option<Value>, String> {
     match source {
-        ParameterSource::Constant(value) => Ok(Some(value.clone())),
-        ParameterSource::GraphInput(name) => Ok(scope.graph.parameters.get(name).cloned()),
+        ParameterSource::Constant(value) => scope.copy(value).map(Some),
+        ParameterSource::GraphInput(name) => {
+            scope.graph.parameters.get(name).map(|value| scope.copy(value)).transpose()
+        }
         ParameterSource::Output(producer, key) => {
             let producer = producer_of(*producer, scope)?;
             match producer.outputs.parameters.get(key) {
-                Some(value) => Ok(Some(value.clone())),
+                Some(value) => scope.copy(value).map(Some),
                 None if task.runs_after_failure || producer.state.has_outputs() => Ok(None),
                 None => Err(format!("the task {} has no output {key}.", producer.path)),
             }
         }
-        ParameterSource::FinalStatus(producer) => Ok(Some(final_status(producer_of(*producer, scope)?, scope.run))),
+        ParameterSource::FinalStatus(producer) => {
+            scope.copy(&final_status(producer_of(*producer, scope)?, scope.run)).map(Some)
+        }
     }
 }
 
@@ -169,17 +197,17 @@ fn artifact(
     scope: &Scope<'_>,
 ) -> Result<Option<Vec<Artifact>>, String> {
     let found = match source {
-        ArtifactSource::GraphInput(input) => scope.graph.artifacts.get(input).cloned(),
+        ArtifactSource::GraphInput(input) => scope.graph.artifacts.get(input),
         ArtifactSource::Output(producer, key) => {
             let producer = producer_of(*producer, scope).map_err(|reason| named(name, &reason))?;
-            let found = producer.outputs.artifacts.get(key).cloned();
+            let found = producer.outputs.artifacts.get(key);
             if found.is_none() && !task.runs_after_failure && component.artifacts.get(name) == Some(&false) {
                 return Err(named(name, &format!("the task {} has no artifact {key}.", producer.path)));
             }
             found
         }
     };
-    Ok(found)
+    found.map(|artifacts| copy_artifacts(artifacts, scope.memory).map_err(|reason| named(name, &reason))).transpose()
 }
 
 fn producer_of<'a>(producer: usize, scope: &Scope<'a>) -> Result<&'a TaskRecord, String> {
@@ -262,12 +290,16 @@ pub(super) fn iteration_inputs(
     common: &Inputs,
     items: &LoopItems,
     index: usize,
+    memory: &Budget,
 ) -> Result<Inputs, String> {
+    memory.take(inputs_weight(common))?;
     let mut inputs = common.clone();
     let name = &iterator.item_input;
     match items {
         LoopItems::Parameters(items) => {
             let item = &items[index];
+            memory.take(values::weight(item))?;
+            values::check_depth(item).map_err(|reason| named(name, &reason))?;
             let item = component
                 .parameters
                 .get(name)
@@ -275,7 +307,7 @@ pub(super) fn iteration_inputs(
             inputs.parameters.insert(name.clone(), item);
         }
         LoopItems::Artifacts(items) => {
-            inputs.artifacts.insert(name.clone(), vec![items[index].clone()]);
+            inputs.artifacts.insert(name.clone(), copy_artifacts(&items[index..=index], memory)?);
         }
     }
     Ok(inputs)
@@ -285,6 +317,7 @@ pub(super) fn iteration_inputs(
 pub(super) fn graph_outputs<'a>(
     graph: &Graph,
     task: &dyn Fn(usize) -> Option<&'a TaskRecord>,
+    memory: &Budget,
 ) -> Result<Outputs, String> {
     let mut outputs = Outputs::default();
     let producers = |source: &OutputSource| -> Vec<(Option<&'a TaskRecord>, String)> {
@@ -300,7 +333,7 @@ pub(super) fn graph_outputs<'a>(
             .find_map(|(record, key)| record.map(|record| record.outputs.parameters.get(&key)));
         match chosen {
             Some(Some(value)) => {
-                outputs.parameters.insert(name.clone(), value.clone());
+                outputs.parameters.insert(name.clone(), copy(value, memory)?);
             }
             None if source.is_one_of => return Err(no_branch(name)),
             // A task that was skipped leaves its output absent; a task that needs it fails and names it.
@@ -313,7 +346,7 @@ pub(super) fn graph_outputs<'a>(
             .find_map(|(record, key)| record.map(|record| record.outputs.artifacts.get(&key)));
         match chosen {
             Some(Some(artifacts)) => {
-                outputs.artifacts.insert(name.clone(), artifacts.clone());
+                outputs.artifacts.insert(name.clone(), copy_artifacts(artifacts, memory)?);
             }
             None if source.is_one_of => return Err(no_branch(name)),
             _ => {}
@@ -329,7 +362,11 @@ fn no_branch(name: &str) -> String {
 }
 
 /// The outputs of a loop: lists in the order of the iterations. Lists that an inner loop collected are joined.
-pub(super) fn loop_outputs(component: &Component, iterations: &[&TaskRecord]) -> Result<Outputs, String> {
+pub(super) fn loop_outputs(
+    component: &Component,
+    iterations: &[&TaskRecord],
+    memory: &Budget,
+) -> Result<Outputs, String> {
     let mut outputs = Outputs::default();
     let names: Vec<(&String, bool)> = match &component.body {
         Body::Graph(graph) => graph.parameters.iter().map(|(name, source)| (name, source.is_collected)).collect(),
@@ -344,7 +381,9 @@ pub(super) fn loop_outputs(component: &Component, iterations: &[&TaskRecord]) ->
     for (name, is_collected) in names {
         let mut list = Vec::with_capacity(iterations.len());
         for record in iterations {
-            match record.outputs.parameters.get(name) {
+            let value = record.outputs.parameters.get(name);
+            memory.take(value.map_or(0, values::weight))?;
+            match value {
                 Some(Value::Array(inner)) if is_collected => list.extend(inner.iter().cloned()),
                 Some(value) => list.push(value.clone()),
                 None => return Err(not_collected(name, record)),
@@ -359,7 +398,8 @@ pub(super) fn loop_outputs(component: &Component, iterations: &[&TaskRecord]) ->
     for name in names {
         let mut list = Vec::with_capacity(iterations.len());
         for record in iterations {
-            list.extend(record.outputs.artifacts.get(name).ok_or_else(|| not_collected(name, record))?.iter().cloned());
+            let artifacts = record.outputs.artifacts.get(name).ok_or_else(|| not_collected(name, record))?;
+            list.extend(copy_artifacts(artifacts, memory)?);
         }
         outputs.artifacts.insert(name.clone(), list);
     }

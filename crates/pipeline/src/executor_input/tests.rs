@@ -144,3 +144,15 @@ fn malformed_outputs_are_failures_with_the_reason() {
         assert!(failure.message.contains(reason), "{failure:?}");
     }
 }
+
+#[test]
+fn all_output_parameters_together_are_limited() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    std::fs::write(folder.path().join("n"), "5").unwrap();
+    std::fs::write(folder.path().join("s"), vec![b'a'; MAX_OUTPUT_BYTES as usize - 1]).unwrap();
+    read_outputs(&launch(), &paths).unwrap();
+    std::fs::write(folder.path().join("s"), vec![b'a'; MAX_OUTPUT_BYTES as usize]).unwrap();
+    let failure = read_outputs(&launch(), &paths).unwrap_err();
+    assert!(failure.message.contains("the output parameters have more than 67108864 bytes"), "{failure:?}");
+}

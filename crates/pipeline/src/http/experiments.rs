@@ -7,7 +7,7 @@ use serde_json::Value;
 use slipway_access::{Access, Decision, Routes, Verb};
 
 use super::failure::{Attempt, Failure};
-use super::request::{Input, Query, action, authorize, done, respond, unknown_action};
+use super::request::{Input, Named, Query, action, authorize, authorize_named, done, respond, unknown_action};
 use super::wire::ExperimentMessage;
 use crate::service::Service;
 
@@ -49,13 +49,18 @@ async fn create(
     Ok(respond(&ExperimentMessage::new(&service, &created.attempt("Failed to create a experiment")?)))
 }
 
+fn named<'a>(id: &'a str, namespace: &'a str, attempt: &'a str) -> Named<'a> {
+    Named { kind: "Experiment", id, namespace, attempt }
+}
+
 async fn show(
     State(service): State<Service>,
     Extension(decision): Extension<Decision>,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
-    let experiment = service.experiment(&id).attempt("Failed to fetch experiment")?;
-    authorize(&decision, Verb::Get, &experiment.namespace).await?;
+    const ATTEMPT: &str = "Failed to fetch experiment";
+    let experiment = service.experiment(&id).attempt(ATTEMPT)?;
+    authorize_named(&decision, Verb::Get, &named(&id, &experiment.namespace, ATTEMPT)).await?;
     Ok(respond(&ExperimentMessage::new(&service, &experiment)))
 }
 
@@ -97,7 +102,7 @@ async fn act(
     };
     let attempt = format!("Failed to {action} experiment");
     let namespace = service.experiment(id).attempt(&attempt)?.namespace;
-    authorize(&decision, Verb::Update, &namespace).await?;
+    authorize_named(&decision, Verb::Update, &named(id, &namespace, &attempt)).await?;
     service.set_experiment_archived(id.to_owned(), archived).await.attempt(&attempt)?;
     Ok(done())
 }
@@ -107,8 +112,9 @@ async fn remove(
     Extension(decision): Extension<Decision>,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
-    let namespace = service.experiment(&id).attempt("Failed to delete experiment")?.namespace;
-    authorize(&decision, Verb::Delete, &namespace).await?;
-    service.delete_experiment(id).await.attempt("Failed to delete experiment")?;
+    const ATTEMPT: &str = "Failed to delete experiment";
+    let namespace = service.experiment(&id).attempt(ATTEMPT)?.namespace;
+    authorize_named(&decision, Verb::Delete, &named(&id, &namespace, ATTEMPT)).await?;
+    service.delete_experiment(id).await.attempt(ATTEMPT)?;
     Ok(done())
 }

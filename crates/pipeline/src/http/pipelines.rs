@@ -7,7 +7,7 @@ use serde_json::Value;
 use slipway_access::{Access, Decision, Routes, Verb};
 
 use super::failure::{Attempt, Code, Failure};
-use super::request::{Input, Query, authorize, done, respond};
+use super::request::{Input, Named, Query, authorize, authorize_named, done, respond};
 use super::wire::{PipelineMessage, VersionMessage};
 use crate::entity::Tags;
 use crate::proto_json::Message;
@@ -153,7 +153,7 @@ pub(super) async fn authorize_pipeline(
     id: &str,
 ) -> Result<(), Failure> {
     let namespace = service.pipeline(id)?.namespace;
-    authorize(decision, verb, &namespace).await
+    authorize_named(decision, verb, &Named { kind: "Pipeline", id, namespace: &namespace, attempt: "" }).await
 }
 
 async fn show(
@@ -161,8 +161,10 @@ async fn show(
     Extension(decision): Extension<Decision>,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
-    let pipeline = service.pipeline(&id).attempt("Failed to get a pipeline. Check error stack")?;
-    authorize(&decision, Verb::Get, &pipeline.namespace).await?;
+    const ATTEMPT: &str = "Failed to get a pipeline. Check error stack";
+    let pipeline = service.pipeline(&id).attempt(ATTEMPT)?;
+    let named = Named { kind: "Pipeline", id: &id, namespace: &pipeline.namespace, attempt: ATTEMPT };
+    authorize_named(&decision, Verb::Get, &named).await?;
     Ok(respond(&PipelineMessage::new(&service, &pipeline)))
 }
 

@@ -7,8 +7,8 @@ use serde_json::Value;
 use slipway_access::{Access, Decision, Routes, Verb};
 
 use super::failure::{Attempt, Code, Failure};
-use super::request::{Input, Query, action, authorize, done, respond, unknown_action};
-use super::runs::{ConfigInput, ReferenceInput, list_namespace, source};
+use super::request::{Input, Named, Query, action, authorize_named, done, respond, unknown_action};
+use super::runs::{ConfigInput, ReferenceInput, authorize_experiment, authorize_list, source};
 use super::wire::RecurringRunMessage;
 use crate::proto_json::{Int64, Message, Time};
 use crate::schedule::{Schedule, Trigger};
@@ -114,8 +114,9 @@ async fn create(
     Input(new): Input<RecurringRunInput>,
 ) -> Result<Response, Failure> {
     const ATTEMPT: &str = "Failed to create a recurring run";
-    let experiment = service.experiment_for(&new.experiment_id, &new.namespace).await.attempt(ATTEMPT)?;
-    authorize(&decision, Verb::Create, &experiment.namespace).await?;
+    let place = (new.experiment_id.as_str(), new.namespace.as_str());
+    authorize_experiment(&service, &decision, Verb::Create, place, ATTEMPT).await?;
+    let experiment = service.experiment_for(place.0, place.1).await.attempt(ATTEMPT)?;
     let new = NewRecurringRun {
         display_name: new.display_name,
         description: new.description,
@@ -128,6 +129,10 @@ async fn create(
     };
     let created = service.create_recurring_run(&experiment, new).await.attempt(ATTEMPT)?;
     message(&service, &created.recurring_run_id, ATTEMPT)
+}
+
+fn named<'a>(id: &'a str, namespace: &'a str, attempt: &'a str) -> Named<'a> {
+    Named { kind: "Job", id, namespace, attempt }
 }
 
 /// The response with a recurring run as it is stored.
@@ -147,7 +152,7 @@ async fn show(
 ) -> Result<Response, Failure> {
     const ATTEMPT: &str = "Failed to fetch a recurring run";
     let namespace = service.recurring_run(&id).attempt(ATTEMPT)?.namespace;
-    authorize(&decision, Verb::Get, &namespace).await?;
+    authorize_named(&decision, Verb::Get, &named(&id, &namespace, ATTEMPT)).await?;
     message(&service, &id, ATTEMPT)
 }
 
@@ -168,8 +173,7 @@ async fn list(
     query: Query,
 ) -> Result<Response, Failure> {
     const ATTEMPT: &str = "Failed to list jobs";
-    let namespace = list_namespace(&service, &query, ATTEMPT).await?;
-    authorize(&decision, Verb::List, &namespace).await?;
+    let namespace = authorize_list(&service, &decision, &query, ATTEMPT).await?;
     let experiment = query.text("experiment_id").to_owned();
     let page = service.recurring_runs(namespace, experiment, &query.list()?).await.attempt(ATTEMPT)?;
     let messages = page.items.iter().map(|(item, spec)| RecurringRunMessage::new(item, spec.as_ref()));
@@ -193,7 +197,7 @@ async fn act(
     };
     let attempt = format!("Failed to {action} a recurring run");
     let namespace = service.recurring_run(id).attempt(&attempt)?.namespace;
-    authorize(&decision, Verb::Update, &namespace).await?;
+    authorize_named(&decision, Verb::Update, &named(id, &namespace, &attempt)).await?;
     service.set_recurring_run_enabled(id.to_owned(), enabled).await.attempt(&attempt)?;
     Ok(done())
 }
@@ -203,8 +207,9 @@ async fn remove(
     Extension(decision): Extension<Decision>,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
-    let namespace = service.recurring_run(&id).attempt("Failed to delete a recurring run")?.namespace;
-    authorize(&decision, Verb::Delete, &namespace).await?;
-    service.delete_recurring_run(id).await.attempt("Failed to delete a recurring run")?;
+    const ATTEMPT: &str = "Failed to delete a recurring run";
+    let namespace = service.recurring_run(&id).attempt(ATTEMPT)?.namespace;
+    authorize_named(&decision, Verb::Delete, &named(&id, &namespace, ATTEMPT)).await?;
+    service.delete_recurring_run(id).await.attempt(ATTEMPT)?;
     Ok(done())
 }

@@ -14,6 +14,7 @@ use slipway_access::refusal::Refusal;
 use slipway_access::{Decision, Resource, Verb};
 
 use super::failure::{Code, Failure};
+use crate::Error;
 use crate::listing::ListRequest;
 use crate::proto_json::{self, snake_case};
 
@@ -104,9 +105,33 @@ pub(super) async fn authorize(decision: &Decision, verb: Verb, namespace: &str) 
     authorize_for(decision, verb, Resource::Runs, namespace).await
 }
 
-/// [`authorize`] for logs.
-pub(super) async fn authorize_logs(decision: &Decision, namespace: &str) -> Result<(), Failure> {
-    authorize_for(decision, Verb::Get, Resource::RunLogs, namespace).await
+/// An object that a request names by its id.
+pub(super) struct Named<'a> {
+    /// What it is, in the words of errors: `Run`.
+    pub(super) kind: &'static str,
+    pub(super) id: &'a str,
+    pub(super) namespace: &'a str,
+    /// What the request attempts.
+    pub(super) attempt: &'a str,
+}
+
+/// [`authorize`] for an object that was found by its id. Whoever may not read it is told the same as if it did not exist.
+pub(super) async fn authorize_named(decision: &Decision, verb: Verb, named: &Named<'_>) -> Result<(), Failure> {
+    hidden(decision, authorize(decision, verb, named.namespace).await, named).await
+}
+
+/// [`authorize_named`] for the logs of a run.
+pub(super) async fn authorize_logs(decision: &Decision, named: &Named<'_>) -> Result<(), Failure> {
+    hidden(decision, authorize_for(decision, Verb::Get, Resource::RunLogs, named.namespace).await, named).await
+}
+
+async fn hidden(decision: &Decision, allowed: Result<(), Failure>, named: &Named<'_>) -> Result<(), Failure> {
+    let Err(refused) = allowed else { return Ok(()) };
+    if refused.code() != Code::PermissionDenied || authorize(decision, Verb::Get, named.namespace).await.is_ok() {
+        return Err(refused);
+    }
+    let missing = Failure::from(Error::NotFound(format!("{} {} not found", named.kind, named.id)));
+    Err(if named.attempt.is_empty() { missing } else { missing.context(named.attempt) })
 }
 
 async fn authorize_for(decision: &Decision, verb: Verb, resource: Resource, namespace: &str) -> Result<(), Failure> {

@@ -14,7 +14,10 @@ use serde_json::{Map, Value};
 use slipway_access::{Access, Decision, Routes, Verb};
 
 use super::failure::{Attempt, Code, Failure};
-use super::request::{Input, Query, action, authorize, authorize_logs, done, json_response, respond, unknown_action};
+use super::request::{
+    Input, Named, Query, action, authorize, authorize_logs, authorize_named, done, json_response, respond,
+    unknown_action,
+};
 use super::tasks::{Ids, task_details};
 use super::upload::form_error;
 use super::wire::{Details, RunMessage};
@@ -123,8 +126,8 @@ async fn create(
     // Old clients name the experiment in the query.
     let experiment_id =
         if new.experiment_id.is_empty() { query.text("experiment_id") } else { new.experiment_id.as_str() };
+    authorize_experiment(&service, &decision, Verb::Create, (experiment_id, ""), ATTEMPT).await?;
     let experiment = service.experiment_for(experiment_id, "").await.attempt(ATTEMPT)?;
-    authorize(&decision, Verb::Create, &experiment.namespace).await?;
     let new = NewRun {
         display_name: new.display_name,
         description: new.description,
@@ -152,7 +155,7 @@ async fn show(
 ) -> Result<Response, Failure> {
     const ATTEMPT: &str = "Failed to get a run";
     let run = service.run(&id).attempt(ATTEMPT)?;
-    authorize(&decision, Verb::Get, &run.namespace).await?;
+    authorize_named(&decision, Verb::Get, &named(&id, &run.namespace, ATTEMPT)).await?;
     let spec = inline_spec(&service, &run).attempt(ATTEMPT)?;
     let details = details(&service, &run).await.attempt(ATTEMPT)?;
     let mut message = RunMessage::new(&run, spec.as_ref())?;
@@ -189,13 +192,44 @@ struct List<'a> {
     next_page_token: String,
 }
 
-/// The namespace of a list of runs or recurring runs: that of the experiment, if one is named.
-pub(super) async fn list_namespace(service: &Service, query: &Query, attempt: &str) -> Result<String, Failure> {
-    let (experiment_id, namespace) = (query.text("experiment_id"), query.text("namespace"));
+fn named<'a>(id: &'a str, namespace: &'a str, attempt: &'a str) -> Named<'a> {
+    Named { kind: "Run", id, namespace, attempt }
+}
+
+/// Authorizes the caller in the namespace of the experiment with this id, or without an id in this namespace. Returns the namespace.
+///
+/// Nothing is written before, and nothing is said about an experiment that the caller may not see.
+pub(super) async fn authorize_experiment(
+    service: &Service,
+    decision: &Decision,
+    verb: Verb,
+    (experiment_id, namespace): (&str, &str),
+    attempt: &str,
+) -> Result<String, Failure> {
     if experiment_id.is_empty() {
-        return Ok(service.namespace(namespace));
+        let namespace = service.namespace(namespace);
+        authorize(decision, verb, &namespace).await?;
+        return Ok(namespace);
     }
-    Ok(service.experiment_for(experiment_id, namespace).await.attempt(attempt)?.namespace)
+    let namespace = service.experiment(experiment_id).attempt(attempt)?.namespace;
+    let named = Named { kind: "Experiment", id: experiment_id, namespace: &namespace, attempt };
+    authorize_named(decision, verb, &named).await?;
+    Ok(namespace)
+}
+
+/// Authorizes the caller to list runs or recurring runs. Returns their namespace: that of the experiment, if one is named.
+pub(super) async fn authorize_list(
+    service: &Service,
+    decision: &Decision,
+    query: &Query,
+    attempt: &str,
+) -> Result<String, Failure> {
+    let place = (query.text("experiment_id"), query.text("namespace"));
+    let namespace = authorize_experiment(service, decision, Verb::List, place, attempt).await?;
+    if !place.0.is_empty() {
+        service.experiment_for(place.0, place.1).await.attempt(attempt)?;
+    }
+    Ok(namespace)
 }
 
 async fn list(
@@ -204,8 +238,7 @@ async fn list(
     query: Query,
 ) -> Result<Response, Failure> {
     const ATTEMPT: &str = "Failed to list runs";
-    let namespace = list_namespace(&service, &query, ATTEMPT).await?;
-    authorize(&decision, Verb::List, &namespace).await?;
+    let namespace = authorize_list(&service, &decision, &query, ATTEMPT).await?;
     let experiment = query.text("experiment_id").to_owned();
     let page = service.runs(namespace, experiment, &query.list()?).await.attempt(ATTEMPT)?;
     Ok(respond(&List {
@@ -226,7 +259,7 @@ async fn act(
     }
     let attempt = format!("Failed to {action} a run");
     let namespace = service.run(id).attempt(&attempt)?.namespace;
-    authorize(&decision, Verb::Update, &namespace).await?;
+    authorize_named(&decision, Verb::Update, &named(id, &namespace, &attempt)).await?;
     let id = id.to_owned();
     let result = match action {
         "archive" => service.set_run_archived(id, true).await,
@@ -243,9 +276,10 @@ async fn remove(
     Extension(decision): Extension<Decision>,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
-    let namespace = service.run(&id).attempt("Failed to delete a run")?.namespace;
-    authorize(&decision, Verb::Delete, &namespace).await?;
-    service.delete_run(id).await.attempt("Failed to delete a run")?;
+    const ATTEMPT: &str = "Failed to delete a run";
+    let namespace = service.run(&id).attempt(ATTEMPT)?.namespace;
+    authorize_named(&decision, Verb::Delete, &named(&id, &namespace, ATTEMPT)).await?;
+    service.delete_run(id).await.attempt(ATTEMPT)?;
     Ok(done())
 }
 
@@ -258,7 +292,7 @@ pub(super) async fn read_artifact(
     let Some(name) = name.strip_suffix(":read") else { return Err(unknown_action().into_response()) };
     let failed = |failure: Failure| form_error(failure.status(), failure.message());
     let namespace = service.run(&run_id).map_err(|error| failed(error.into()))?.namespace;
-    authorize(&decision, Verb::Get, &namespace).await.map_err(failed)?;
+    authorize_named(&decision, Verb::Get, &named(&run_id, &namespace, "")).await.map_err(failed)?;
     let content = service.read_artifact(run_id, &node_id, name.to_owned()).await;
     let (first, rest) = content.map_err(|error| failed(error.into()))?;
     let first = stream::iter(first.map(Ok)).chain(rest).boxed();
@@ -300,7 +334,7 @@ pub(super) async fn log(
 ) -> Result<Response, Response> {
     let failed = |failure: Failure| form_error(failure.status(), failure.message());
     let namespace = service.run(&run_id).map_err(|error| failed(error.into()))?.namespace;
-    authorize_logs(&decision, &namespace).await.map_err(failed)?;
+    authorize_logs(&decision, &named(&run_id, &namespace, "")).await.map_err(failed)?;
     let follow = query.flag("follow").map_err(failed)?;
     let attempt = match query.text("attempt") {
         "" => None,

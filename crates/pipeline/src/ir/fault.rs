@@ -5,6 +5,8 @@ use crate::error::Error;
 
 /// Maximum number of faults that an error lists.
 const MAX_LISTED: usize = 50;
+/// Maximum number of faults that are kept: a hostile file has one on every line, and each is searched for in the file.
+const MAX_KEPT: usize = 200;
 
 /// A fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,39 +19,49 @@ pub(crate) struct Fault {
 
 /// All faults that were found.
 #[derive(Debug, Default)]
-pub(crate) struct Faults(Vec<Fault>);
+pub(crate) struct Faults {
+    kept: Vec<Fault>,
+    /// Number of all, those included that were not kept.
+    count: usize,
+}
 
 impl Faults {
     pub(crate) fn push(&mut self, place: Option<Place>, path: &[String], reason: impl Into<String>) {
-        self.0.push(Fault { place, path: path.to_vec(), reason: reason.into() });
+        self.count += 1;
+        if self.kept.len() < MAX_KEPT {
+            self.kept.push(Fault { place, path: path.to_vec(), reason: reason.into() });
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.count
     }
 
     /// Sets the places of the faults that have only a path.
     pub(crate) fn locate(&mut self, root: &Node) {
-        for fault in self.0.iter_mut().filter(|fault| fault.place.is_none()) {
+        for fault in self.kept.iter_mut().filter(|fault| fault.place.is_none()) {
             fault.place = root.find(&fault.path);
         }
     }
 
     /// Adds faults of another part of the file.
     pub(crate) fn append(&mut self, mut other: Self) {
-        self.0.append(&mut other.0);
+        self.count += other.count;
+        self.kept.append(&mut other.kept);
     }
 
     /// `Ok` if there are no faults.
     pub(crate) fn into_result(mut self) -> Result<(), Error> {
-        if self.0.is_empty() {
+        if self.count == 0 {
             return Ok(());
         }
-        self.0.sort_by_key(|fault| fault.place);
-        self.0.dedup();
-        let mut lines: Vec<String> = self.0.iter().take(MAX_LISTED).map(Fault::line).collect();
-        if self.0.len() > MAX_LISTED {
-            lines.push(format!("… and {} more", self.0.len() - MAX_LISTED));
+        let found = self.kept.len();
+        self.kept.sort_by_key(|fault| fault.place);
+        self.kept.dedup();
+        let count = self.count - (found - self.kept.len());
+        let mut lines: Vec<String> = self.kept.iter().take(MAX_LISTED).map(Fault::line).collect();
+        if count > lines.len() {
+            lines.push(format!("… and {} more", count - lines.len()));
         }
         Err(Error::Specification(lines.join("\n")))
     }

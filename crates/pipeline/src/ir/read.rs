@@ -15,13 +15,14 @@ use super::ml_pipelines::{PipelineConfig, PipelineDeploymentConfig, PipelineSpec
 use super::tree::{Content, Node, Place};
 use super::{descriptors, validate};
 use crate::error::Error;
+use crate::value::is_within;
 
 /// Maximum bytes of a file.
 pub const MAX_BYTES: usize = 10 << 20;
 /// Maximum depth of objects and lists. Readers recurse, and a thread has 2 MiB of stack. Protobuf's own limit for values is about as low.
 const MAX_DEPTH: usize = 48;
 /// Maximum number of scalars, lists and objects.
-const MAX_NODES: usize = 2_000_000;
+const MAX_NODES: usize = 500_000;
 /// Maximum number of nodes that aliases repeat.
 const MAX_REPEATED: usize = 100_000;
 
@@ -57,27 +58,36 @@ pub fn read(text: &str) -> Result<Document, Error> {
 /// # Errors
 /// [`Error::Specification`] with all faults, one per line, as `PATH: REASON`.
 pub fn read_json(value: Value) -> Result<Document, Error> {
-    if !is_within(&value, MAX_DEPTH) {
+    check_size(&value)?;
+    document(vec![Node::from(value)])
+}
+
+/// Fails for a value that is too large or too deep, which the reader of YAML finds by itself.
+fn check_size(value: &Value) -> Result<(), Error> {
+    if !is_within(value, MAX_DEPTH) {
         return Err(Error::Specification(format!(
             "the pipeline has more than {MAX_DEPTH} objects and lists inside each other"
         )));
     }
-    document(vec![Node::from(value)])
+    if count(value) > MAX_NODES {
+        return Err(Error::Specification(format!("the pipeline has more than {MAX_NODES} values")));
+    }
+    Ok(())
 }
 
-/// Whether objects and lists are not nested more deeply.
-fn is_within(value: &Value, depth: usize) -> bool {
-    let mut parts: Box<dyn Iterator<Item = &Value>> = match value {
-        Value::Array(values) => Box::new(values.iter()),
-        Value::Object(fields) => Box::new(fields.values()),
-        _ => return true,
-    };
-    depth > 0 && parts.all(|part| is_within(part, depth - 1))
+/// Number of scalars, keys, lists and objects.
+fn count(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(values) => values.iter().map(count).sum(),
+        Value::Object(fields) => fields.values().map(|value| 1 + count(value)).sum(),
+        _ => 0,
+    }
 }
 
 fn parse(text: &str) -> Result<Vec<Node>, Error> {
     // Escapes of JSON such as `\ud83d\ude00` are not valid in YAML, so the values of a JSON file come from a reader of JSON.
     let json = text.trim_start().starts_with('{').then(|| serde_json::from_str::<Value>(text).ok()).flatten();
+    json.as_ref().map_or(Ok(()), check_size)?;
     let yaml = serde_saphyr::from_multiple_with_options::<Node>(text.trim_start_matches('\u{feff}'), options());
     match (json, yaml) {
         (Some(value), Err(_)) => Ok(vec![Node::from(value)]),

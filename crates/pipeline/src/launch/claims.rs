@@ -4,6 +4,9 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{Launch, Outputs};
 
+/// The label on claims that steps create; a step deletes no others.
+pub const CLAIM_LABEL: &str = "slipway.dev/pipeline-claim";
+
 /// What such a step asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Request {
@@ -28,9 +31,23 @@ pub(super) fn request(image: &str, launch: &Launch) -> Option<Result<Request, St
         "argostub/createpvc" => Some(new_claim(launch).map(Request::Create)),
         "argostub/deletepvc" => {
             let name = text(launch, "pvc_name").ok_or_else(|| "DeletePVC needs pvc_name".to_owned());
-            Some(name.map(|name| Request::Delete(name.to_owned())))
+            Some(name.and_then(|name| check_name(name)).map(|name| Request::Delete(name.to_owned())))
         }
         _ => None,
+    }
+}
+
+/// Checks that a text can be the name of a claim, and so that it stays one segment of a path: a DNS subdomain as in RFC 1123.
+fn check_name(name: &str) -> Result<&str, String> {
+    let is_label = |label: &str| {
+        let is_inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        !label.is_empty() && label.bytes().all(is_inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    if name.len() <= 253 && name.split('.').all(is_label) {
+        Ok(name)
+    } else {
+        let name = crate::value::shortened(name);
+        Err(format!("'{name}' cannot be the name of a volume; it may have lowercase letters, digits, '-' and '.'"))
     }
 }
 
@@ -44,6 +61,7 @@ fn new_claim(launch: &Launch) -> Result<NewClaim, String> {
         (None, Some(suffix)) => format!("{}{suffix}", launch.run.resource_name),
         _ => return Err("CreatePVC needs one of pvc_name and pvc_name_suffix".into()),
     };
+    check_name(&name)?;
     let value = |name: &str| launch.inputs.parameters.get(name).filter(|value| !value.is_null());
     let mut spec = Map::new();
     spec.insert("accessModes".into(), value("access_modes").cloned().unwrap_or_else(|| json!(["ReadWriteOnce"])));
@@ -67,7 +85,10 @@ impl Request {
         let Self::Create(claim) = self else { return Value::Null };
         json!({
             "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-            "metadata": { "name": claim.name, "namespace": namespace, "annotations": claim.annotations },
+            "metadata": {
+                "name": claim.name, "namespace": namespace, "annotations": claim.annotations,
+                "labels": { CLAIM_LABEL: "true" },
+            },
             "spec": claim.spec,
         })
     }
@@ -79,5 +100,36 @@ impl Request {
             outputs.parameters.insert("name".into(), json!(claim.name));
         }
         outputs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_claims_stay_names() {
+        let long = "a".repeat(254);
+        for name in [
+            "../../b/persistentvolumeclaims/x",
+            "x/../y",
+            "..",
+            ".",
+            "?labelSelector=",
+            "a#b",
+            "a%2fb",
+            "A",
+            "-a",
+            "a-",
+            "a..b",
+            &long,
+        ] {
+            assert!(check_name(name).unwrap_err().contains("cannot be the name of a volume"), "{name}");
+        }
+        for name in ["a", "run-1.data", "0-9"] {
+            assert_eq!(check_name(name), Ok(name));
+        }
+        let claim = NewClaim { name: "a".into(), annotations: Map::new(), spec: json!({}) };
+        assert_eq!(Request::Create(claim).manifest("team")["metadata"]["labels"][CLAIM_LABEL], "true");
     }
 }

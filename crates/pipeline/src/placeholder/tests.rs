@@ -38,7 +38,9 @@ fn paths() -> Paths {
 
 fn command(words: &[&str], parameters: Value) -> Result<Vec<String>, String> {
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-    resolve_command(&words, &launch(parameters), &paths(), "{\"the\": \"input\"}")
+    let (launch, paths) = (launch(parameters), paths());
+    Scope { launch: &launch, paths: &paths, executor_input_json: "{\"the\": \"input\"}", budget: budget() }
+        .words(&words)
 }
 
 #[test]
@@ -131,4 +133,26 @@ fn constants_take_values_of_the_run_and_of_inputs() {
         assert_eq!(resolve(value.clone()).unwrap(), expected, "{value}");
     }
     resolve(json!("{{$.inputs.parameters['absent']}}")).unwrap_err();
+}
+
+#[test]
+fn text_that_placeholders_repeat_is_limited() {
+    let long = "a".repeat(1 << 20);
+    let placeholder = "{{$.inputs.parameters['x']}}";
+    let limit = "the texts that replace placeholders have more than 4194304 bytes";
+    let parameters = json!({"x": long});
+    command(&[placeholder; 4], parameters.clone()).unwrap();
+    assert_eq!(command(&[placeholder; 5], parameters.clone()).unwrap_err(), limit);
+    assert_eq!(command(&[&placeholder.repeat(5)], parameters.clone()).unwrap_err(), limit);
+
+    let inputs = launch(parameters).inputs;
+    let constant = |value: Value| resolve_constant(&value, &inputs, &RunInfo::default(), "t", "1");
+    constant(json!([placeholder.repeat(2), {"a": placeholder.repeat(2)}])).unwrap();
+    assert_eq!(constant(json!([placeholder.repeat(2), {"a": placeholder.repeat(3)}])).unwrap_err(), limit);
+    // A long constant of the file itself is not one that placeholders made.
+    constant(json!("b".repeat(5 << 20))).unwrap();
+
+    let budget = budget();
+    resolve_parameters_within(&placeholder.repeat(3), &inputs, &budget).unwrap();
+    assert_eq!(resolve_parameters_within(&placeholder.repeat(2), &inputs, &budget).unwrap_err(), limit);
 }

@@ -21,7 +21,7 @@ use jiff::tz::TimeZone;
 use serde_json::value::RawValue;
 use slipway_core::cache::TtlCache;
 use slipway_store::{Database, StoreError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 pub use context::RunContext;
 pub use download::DownloadRules;
@@ -40,6 +40,9 @@ pub const DEFAULT_EXPERIMENT: &str = "Default";
 const DETAILS_TTL: Duration = Duration::from_secs(60);
 /// Maximum number of runs whose view of tasks is kept.
 const MAX_DETAILS: usize = 16;
+
+/// Maximum number of packages and specifications that are read at the same time.
+const MAX_READERS: usize = 2;
 
 /// Settings of a service.
 #[derive(Debug, Clone)]
@@ -142,7 +145,9 @@ fn check_description(text: &str) -> Result<(), Error> {
     check_length("Description", text, 64 << 10)
 }
 
-/// Runs work that takes long on the pool of blocking threads.
+/// Reads a package or a specification on the pool of blocking threads. Each takes seconds and much memory at worst, so others wait.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    static READERS: Semaphore = Semaphore::const_new(MAX_READERS);
+    let _permit = READERS.acquire().await.map_err(|_| StoreError::Closed)?;
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(StoreError::Closed.into()))
 }

@@ -15,6 +15,9 @@ const MAX_PARAMETERS: usize = 1 << 20;
 /// [`Error::Invalid`] for a missing, additional or ill-typed parameter, in the words of Kubeflow's server.
 pub(super) fn check(document: &Document, parameters: &Map<String, Value>) -> Result<(), Error> {
     let size: usize = parameters.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
+    for (name, value) in parameters {
+        value::check_depth(value).map_err(|reason| Error::Invalid(format!("input parameter {name}: {reason}")))?;
+    }
     if size > MAX_PARAMETERS {
         return Err(Error::Invalid(format!("The input parameter length exceed maximum size of {MAX_PARAMETERS}")));
     }

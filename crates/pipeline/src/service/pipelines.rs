@@ -247,7 +247,7 @@ impl Service {
     pub fn version(&self, pipeline_id: &str, id: &str) -> Result<(Version, StoredSpec), Error> {
         self.db.read_now(|c| {
             let version = repo::pipelines::find_version(c, id)?;
-            belongs(&version, pipeline_id)?;
+            belongs_visibly(c, &version, pipeline_id)?;
             let spec = repo::specs::find(c, &version.spec)?;
             Ok((version, spec))
         })
@@ -294,7 +294,7 @@ impl Service {
         tags.as_ref().map_or(Ok(()), check_tags)?;
         self.db
             .write(move |c| {
-                belongs(&repo::pipelines::find_version(c, &id)?, &pipeline_id)?;
+                belongs_visibly(c, &repo::pipelines::find_version(c, &id)?, &pipeline_id)?;
                 let version = repo::pipelines::update_version(c, &id, &display_name, tags.as_ref())?;
                 let spec = repo::specs::find(c, &version.spec)?;
                 Ok((version, spec))
@@ -309,11 +309,20 @@ impl Service {
     pub async fn delete_version(&self, pipeline_id: String, id: String) -> Result<(), Error> {
         self.db
             .write(move |c| {
-                belongs(&repo::pipelines::find_version(c, &id)?, &pipeline_id)?;
+                belongs_visibly(c, &repo::pipelines::find_version(c, &id)?, &pipeline_id)?;
                 repo::pipelines::delete_version(c, &id)
             })
             .await
     }
+}
+
+/// [`belongs`], for a caller who may see this pipeline but perhaps not that of the version.
+fn belongs_visibly(c: &Connection, version: &Version, pipeline_id: &str) -> Result<(), Error> {
+    let namespace = |id: &str| repo::pipelines::find(c, id).map(|pipeline| pipeline.namespace);
+    if version.pipeline_id != pipeline_id && namespace(&version.pipeline_id)? != namespace(pipeline_id)? {
+        return Err(Error::NotFound(format!("PipelineVersion {} not found", version.version_id)));
+    }
+    belongs(version, pipeline_id)
 }
 
 /// Fails if the version is not one of this pipeline.

@@ -101,16 +101,15 @@ impl Service {
             let newest = repo::pipelines::newest_version(c, pipeline_id)?;
             newest.ok_or_else(|| Error::NotFound(format!("PipelineVersion {pipeline_id} not found")))?
         } else {
-            let found = repo::pipelines::find_version(c, version_id)?;
-            if !pipeline_id.is_empty() {
-                belongs(&found, pipeline_id)?;
-            }
-            found
+            repo::pipelines::find_version(c, version_id)?
         };
         let owner = repo::pipelines::find(c, &version.pipeline_id)?;
         if !self.is_usable(&owner.namespace, namespace) {
             // Another tenant's pipeline does not exist for this one.
             return Err(Error::NotFound(format!("PipelineVersion {} not found", version.version_id)));
+        }
+        if !pipeline_id.is_empty() {
+            belongs(&version, pipeline_id)?;
         }
         let spec = repo::specs::find(c, &version.spec)?;
         Ok((Source::Version { pipeline_id: version.pipeline_id, version_id: version.version_id }, spec))

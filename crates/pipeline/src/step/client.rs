@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use super::Server;
 use crate::launch::content;
 use crate::launch::pods::artifacts::Files;
-use crate::launch::pods::http::{Order, Received};
+use crate::launch::pods::http::{MAX_OUTCOME_BYTES, Order, Received};
 use crate::model::Outcome;
 
 /// How long a request is repeated.
@@ -87,6 +87,12 @@ impl Client {
     /// Delivers how the program ended.
     pub(super) async fn deliver(&self, outcome: &Outcome) -> Result<(), String> {
         let body = serde_json::to_vec(outcome).map_err(|error| error.to_string())?;
+        if body.len() > MAX_OUTCOME_BYTES {
+            let size = body.len();
+            return Err(format!(
+                "the outputs of the step have {size} bytes; the limit is {MAX_OUTCOME_BYTES}. Pass large values on as an artifact"
+            ));
+        }
         let url = self.url(&["outcome"], "");
         self.repeated(async || self.send(Method::POST, &url, Some(body.clone().into())).await.map(drop)).await
     }

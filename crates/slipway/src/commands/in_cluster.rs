@@ -142,7 +142,7 @@ impl pods::Claims for VolumeClaims {
     }
 
     fn delete<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), ExecError>> {
-        Box::pin(self.0.delete(namespace, name))
+        Box::pin(self.0.delete(namespace, name, pods::CLAIM_LABEL))
     }
 }
 

@@ -4,6 +4,7 @@ mod control_flow;
 mod corpus;
 mod crashes;
 mod executions;
+mod memory;
 mod speed;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -63,7 +63,7 @@ async fn tenants_neither_see_nor_change_each_other() {
     let experiment_id = text(&experiment, "experiment_id");
     let run = json!({"experiment_id": experiment_id, "display_name": "r", "pipeline_spec": pipeline_spec(),
         "runtime_config": {"parameters": {"text": ""}}});
-    assert_eq!(t.send("b", "POST", "runs", run.clone()).await.0, 403);
+    assert_eq!(t.send("b", "POST", "runs", run.clone()).await.0, 404);
     let (status, created) = t.send("a", "POST", "runs", run.clone()).await;
     assert_eq!(status, 200, "{created}");
     let id = text(&created, "run_id");
@@ -97,7 +97,17 @@ async fn tenants_neither_see_nor_change_each_other() {
         ("DELETE", format!("experiments/{experiment_id}"), false),
     ];
     for (method, path, reads) in requests {
-        assert_eq!(t.send("b", method, &path, Value::Null).await.0, 403, "b {method} {path}");
+        // What another tenant's id names does not exist for this one.
+        let hidden = if path.contains("namespace=") { 403 } else { 404 };
+        let (status, refused) = t.send("b", method, &path, Value::Null).await;
+        assert_eq!(status, hidden, "b {method} {path}");
+        if hidden == 404 {
+            let ids = [id, &experiment_id, recurring, pipeline];
+            let unknown = ids.iter().fold(path.clone(), |path, id| path.replace(*id, "no-such-id"));
+            let (status, missing) = t.send("b", method, &unknown, Value::Null).await;
+            let refused = ids.iter().fold(refused.to_string(), |text, id| text.replace(*id, "no-such-id"));
+            assert_eq!((status, missing.to_string()), (404, refused), "{method} {path}");
+        }
         assert_eq!(
             t.send("reader", method, &path, Value::Null).await.0,
             if reads { 200 } else { 403 },
@@ -128,4 +138,52 @@ async fn logs_need_their_own_permission_and_pipelines_of_others_cannot_be_run() 
     let log = format!("runs/{}/nodes/say/log", text(&created, "run_id"));
     assert_eq!(t.send("reader", "GET", &log, Value::Null).await.0, 403);
     assert_eq!(t.send("a", "GET", &log, Value::Null).await.0, 404, "there is no task yet");
+}
+
+#[tokio::test]
+async fn nothing_is_written_and_no_namespace_is_named_before_the_caller_is_authorized() {
+    let t = tenants().await;
+    let run = json!({"display_name": "r", "pipeline_spec": pipeline_spec(), "max_concurrency": 1,
+        "runtime_config": {"parameters": {"text": ""}}});
+    let mut recurring = run.clone();
+    recurring["namespace"] = json!("a");
+    assert_eq!(t.send("b", "POST", "recurringruns", recurring).await.0, 403);
+    assert_eq!(t.send("a", "GET", "experiments?namespace=a", Value::Null).await, (200, json!({})));
+
+    let (_, experiment) = t.send("a", "POST", "experiments", json!({"display_name": "e", "namespace": "a"})).await;
+    let id = text(&experiment, "experiment_id");
+    let mut recurring = run;
+    recurring["namespace"] = json!("b");
+    recurring["experiment_id"] = json!(id);
+    for (method, path, body) in [
+        ("POST", "recurringruns".to_owned(), recurring),
+        ("GET", format!("recurringruns?namespace=b&experiment_id={id}"), Value::Null),
+        ("GET", format!("runs?namespace=b&experiment_id={id}"), Value::Null),
+    ] {
+        let (status, body) = t.send("b", method, &path, body).await;
+        assert_eq!(status, 404, "{method} {path}: {body}");
+        assert!(!body.to_string().contains("'a'"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn versions_of_others_do_not_exist_below_ones_own_pipeline() {
+    let t = tenants().await;
+    let (_, foreign) = t.0.upload("upload?name=p&namespace=a", "p.yaml", PIPELINE.as_bytes()).await;
+    let foreign = text(&foreign, "pipeline_id");
+    let (_, versions) = t.send("a", "GET", &format!("pipelines/{foreign}/versions"), Value::Null).await;
+    let version = text(&versions["pipeline_versions"][0], "pipeline_version_id");
+    let (_, own) = t.send("b", "POST", "pipelines", json!({"name": "p", "namespace": "b"})).await;
+    let own = text(&own, "pipeline_id");
+    for method in ["GET", "PATCH", "DELETE"] {
+        let (status, body) = t.send("b", method, &format!("pipelines/{own}/versions/{version}"), Value::Null).await;
+        assert_eq!(status, 404, "{method}");
+        assert!(!body.to_string().contains(foreign), "{body}");
+    }
+    let (_, experiment) = t.send("b", "POST", "experiments", json!({"display_name": "e", "namespace": "b"})).await;
+    let run = json!({"experiment_id": experiment["experiment_id"], "display_name": "r", "pipeline_version_reference":
+        {"pipeline_id": own, "pipeline_version_id": version}, "runtime_config": {"parameters": {"text": ""}}});
+    let (status, body) = t.send("b", "POST", "runs", run).await;
+    assert_eq!(status, 404);
+    assert!(!body.to_string().contains(foreign), "{body}");
 }

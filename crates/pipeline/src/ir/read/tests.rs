@@ -333,3 +333,23 @@ fn a_cut_file_is_refused_with_a_line_or_has_no_root() {
         }
     }
 }
+
+#[test]
+fn hostile_files_cost_little_more_than_their_reading() {
+    let wide = |fields: &str| format!("{{\"a\": [{}1], {fields}}}", "1,".repeat(MAX_NODES));
+    // The reader of YAML refuses the file, and that of JSON must not accept it after all.
+    let error = read(&wide("\"pipelineInfo\": {\"name\": \"p\"}")).unwrap_err().to_string();
+    assert_eq!(error, "the pipeline has more than 500000 values");
+    let error = read_json(Value::Array(vec![Value::Null; MAX_NODES])).unwrap_err().to_string();
+    assert_eq!(error, "the pipeline has more than 500000 values");
+    let deep = format!("{{\"a\": {}{}}}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
+    assert!(read(&deep).unwrap_err().to_string().contains("objects and lists inside each other"));
+
+    let tasks: String = (0..50_000).map(|at| format!("      t{at}: {{componentRef: {{name: none}}}}\n")).collect();
+    let started = std::time::Instant::now();
+    let error = read(&PIPELINE.replace("      one:\n", &format!("{tasks}      one:\n"))).unwrap_err().to_string();
+    // In a debug build, with every place searched for in 50,000 tasks, it takes minutes.
+    assert!(started.elapsed() < std::time::Duration::from_secs(60), "{:?}", started.elapsed());
+    assert!(error.contains("there is no component 'none'"), "{error}");
+    assert!(error.ends_with("… and 49950 more"), "{}", error.lines().last().unwrap());
+}

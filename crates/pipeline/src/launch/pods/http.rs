@@ -4,6 +4,7 @@
 //! this run. The token is valid only during its attempt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -17,17 +18,22 @@ use slipway_access::rule::RunTokenUse;
 use slipway_access::{Access, Caller, Routes, RunIdentity};
 use slipway_core::{Explain, hex};
 use slipway_store::StoreError;
+use tokio::sync::Semaphore;
 
 use super::artifacts::{self, Files};
 use super::step::Step;
 use super::{Inner, PodLauncher};
 use crate::error::Error;
-use crate::executor_input::MAX_OUTPUT_BYTES;
 use crate::model::{Artifact, Outcome};
 use crate::repo::steps;
+use crate::value;
 
 /// Maximum bytes of an outcome: all output parameters, and the description of artifacts.
-const MAX_OUTCOME_BYTES: usize = 2 * MAX_OUTPUT_BYTES as usize;
+pub(crate) const MAX_OUTCOME_BYTES: usize = 8 << 20;
+/// Maximum number of outcomes that are received at the same time.
+const MAX_RECEIVED: usize = 4;
+/// Time in which an outcome must arrive, so that a slow pod does not keep the others waiting.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a pod is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -191,6 +197,26 @@ async fn receive_output(
     Ok(Json(Received { sha256: hex::encode(digest.finish().as_ref()) }))
 }
 
+/// The outcome in a request.
+async fn receive(request: Request) -> Result<Outcome, Error> {
+    static RECEIVERS: Semaphore = Semaphore::const_new(MAX_RECEIVED);
+    let _permit = RECEIVERS.acquire().await.map_err(|_| StoreError::Closed)?;
+    let body = axum::body::to_bytes(request.into_body(), MAX_OUTCOME_BYTES);
+    let body = tokio::time::timeout(RECEIVE_TIMEOUT, body).await.map_err(|_| StoreError::Closed)?;
+    let body = body.map_err(|error| Error::Invalid(format!("the outcome cannot be received: {error}")))?;
+    tokio::task::spawn_blocking(move || parse(&body)).await.unwrap_or_else(|_| Err(StoreError::Closed.into()))
+}
+
+fn parse(body: &[u8]) -> Result<Outcome, Error> {
+    let malformed = |reason: String| Error::Invalid(format!("the outcome is malformed: {reason}"));
+    let outcome: Outcome = serde_json::from_slice(body).map_err(|error| malformed(error.to_string()))?;
+    if let Outcome::Succeeded(outputs) = &outcome {
+        let metadata = outputs.artifacts.values().flatten().flat_map(|artifact| artifact.metadata.values());
+        outputs.parameters.values().chain(metadata).try_for_each(value::check_depth).map_err(malformed)?;
+    }
+    Ok(outcome)
+}
+
 /// Records how the program of the caller ended.
 async fn deliver(
     State(inner): State<Arc<Inner>>,
@@ -198,10 +224,7 @@ async fn deliver(
     request: Request,
 ) -> Result<StatusCode, Refused> {
     let run = run_of(&caller)?;
-    let body = axum::body::to_bytes(request.into_body(), MAX_OUTCOME_BYTES).await;
-    let body = body.map_err(|error| Error::Invalid(format!("the outcome cannot be received: {error}")))?;
-    let outcome: Outcome =
-        serde_json::from_slice(&body).map_err(|error| Error::Invalid(format!("the outcome is malformed: {error}")))?;
+    let outcome = receive(request).await?;
     if let Outcome::Succeeded(outputs) = &outcome {
         let is_foreign = |artifact: &&Artifact| {
             artifact.uri.starts_with(artifacts::SCHEME) && artifacts::object_of(&artifact.uri, &run.namespace).is_none()
@@ -217,4 +240,23 @@ async fn deliver(
         active.changed.notify_one();
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn outcomes_that_are_too_large_or_too_deep_are_refused() {
+        let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let outcome = |value: &str| format!("{{\"Succeeded\":{{\"parameters\":{{\"x\":{value}}}}}}}");
+        parse(outcome(&deep(value::MAX_DEPTH)).as_bytes()).unwrap();
+        let error = parse(outcome(&deep(value::MAX_DEPTH + 1)).as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("inside each other"), "{error}");
+
+        let large = format!("\"{}\"", "a".repeat(MAX_OUTCOME_BYTES));
+        let error = receive(Request::new(Body::from(outcome(&large)))).await.unwrap_err().to_string();
+        assert!(error.contains("the outcome cannot be received"), "{error}");
+        receive(Request::new(Body::from(outcome("\"a\"")))).await.unwrap();
+    }
 }

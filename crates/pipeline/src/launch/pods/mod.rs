@@ -63,11 +63,13 @@ pub struct Settings {
     pub program: Vec<String>,
 }
 
+pub use super::claims::CLAIM_LABEL;
+
 /// Creates and deletes persistent volume claims.
 pub trait Claims: std::fmt::Debug + Send + Sync {
     /// Creates a claim. It is not an error if it exists.
     fn create(&self, claim: Value) -> BoxFuture<'_, Result<(), ExecError>>;
-    /// Deletes a claim. It is not an error if it does not exist.
+    /// Deletes a claim that has the label [`CLAIM_LABEL`]. It is not an error if it does not exist.
     fn delete<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), ExecError>>;
 }
 
