@@ -19,6 +19,7 @@ use slipway_core::data_volume::FILE;
 use super::locate::Content;
 use crate::cache::Cache;
 use crate::error::DataError;
+use crate::ignore::is_reserved;
 use crate::incoming::{TEMPORARY, temporary_name};
 use crate::model::{Digest, HashName};
 
@@ -116,6 +117,9 @@ impl Trees {
         let tree = unfinished.join("tree");
         let mut folders = BTreeSet::from([tree.clone()]);
         for (path, _) in &content.files {
+            if is_reserved(Path::new(path)) {
+                return Err(DataError::Reserved(path.into()));
+            }
             let file = self.file(&tree, path);
             folders.extend(file.ancestors().skip(1).take_while(|folder| *folder != tree).map(Path::to_owned));
         }
