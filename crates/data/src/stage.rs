@@ -446,6 +446,20 @@ mod tests {
     }
 
     #[test]
+    fn outputs_are_not_in_folders_of_git_and_dvc() {
+        let parse = |key: &str, path: &str| {
+            Stage::parse(Path::new("/p/sub/x.dvc"), Path::new("/p"), format!("{key}:\n- path: {path}\n"))
+        };
+        for path in [".git/hooks/x", "../.git/config", "a/.git", "../.dvc/config.local", ".hg/hgrc", ".."] {
+            assert!(parse("outs", path).is_err(), "{path}");
+            parse("deps", path).unwrap();
+        }
+        for path in ["a", ".github/x", ".gitignore", "x.dvc.d/y", "a.git/b"] {
+            parse("outs", path).unwrap();
+        }
+    }
+
+    #[test]
     fn files_of_people_keep_unknown_keys_and_order() {
         let text = "meta:\n  who: me # us\nouts:\n- path: x\n  md5: d41d8cd98f00b204e9800998ecf8427e\n  desc: text\n  cache: true\nfrozen: false\n";
         let mut stage = Stage::parse(Path::new("/p/x.dvc"), Path::new("/p"), text.into()).unwrap();

@@ -245,4 +245,16 @@ mod tests {
         std::fs::write(&object, "cached").unwrap();
         assert_eq!(read().unwrap().as_deref(), Some(&b"cached"[..]));
     }
+
+    #[test]
+    fn a_request_reads_no_large_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut project = project(&folder.path().canonicalize().unwrap());
+        std::fs::write(project.root.join("large.csv"), vec![b'1'; (4 << 20) + 1]).unwrap();
+        let read = |project: &Project| Tree::workspace(project).unwrap().read(&project.root.join("large.csv")).is_ok();
+        assert!(read(&project));
+        let (allowance, _stop) = crate::allowance::Allowance::of_request();
+        project.allowance = allowance;
+        assert!(!read(&project) && Tree::workspace(&project).unwrap().read(&project.root.join("file")).is_ok());
+    }
 }

@@ -346,6 +346,7 @@ impl PipelineFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allowance::Allowance;
 
     fn parse(text: &str, params: &str) -> Result<(PipelineFile, Vec<Expanded>), DataError> {
         let read = |path: &Path| {
@@ -394,6 +395,51 @@ mod tests {
         assert_eq!(file.section("plots").unwrap(), yaml::parse("[dir/p, {x: {title: dir}}]").unwrap());
         assert_eq!(file.section("artifacts").unwrap(), yaml::parse("{dir: {path: m}}").unwrap());
         assert_eq!(file.section("metrics").unwrap(), Value::Null);
+    }
+
+    fn failure(text: &str, params: &str) -> String {
+        parse(text, params).map(|(_, stages)| stages.len()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn templates_do_not_expand_to_more_than_is_read() {
+        let value = "x".repeat(64 << 10);
+        let params = format!("v: {value}\nlist: {:?}\n", (0..3000).collect::<Vec<_>>());
+        for text in [
+            format!("stages:\n  a:\n    cmd: {}\n", "${v}".repeat(3000)),
+            "stages:\n  a:\n    foreach: ${list}\n    do: {cmd: '${v} ${item}'}\n".to_owned(),
+            format!("stages:\n  a:\n    foreach: ${{list}}\n    do: {{cmd: 'a', desc: {value}}}\n"),
+            format!("stages:\n  a:\n    matrix: {{x: ['{value}'], y: '${{list}}'}}\n    cmd: a\n"),
+            format!("stages:\n  {value}:\n    foreach: ${{list}}\n    do: {{cmd: a}}\n"),
+        ] {
+            let reason = failure(&text, &params);
+            assert!(reason.contains("expand to more than"), "{reason}");
+        }
+        let keys: String = (0..3000).map(|i| format!("    k{i}: 1\n")).collect();
+        let reason = failure("stages:\n  a:\n    cmd: run ${d}\n", &format!("d:\n  {value}:\n{keys}"));
+        assert!(reason.contains("options of more than"), "{reason}");
+    }
+
+    #[test]
+    fn stages_are_counted_before_they_are_expanded() {
+        let items: String = (0..=MAX_STAGES).map(|i| format!("- {i}\n")).collect();
+        let params = format!("list:\n{items}");
+        for group in ["foreach: ${list}\n    do: {cmd: '${item}'}", "matrix: {x: '${list}'}\n    cmd: a"] {
+            let reason = failure(&format!("stages:\n  a:\n    {group}\n"), &params);
+            assert!(reason.contains("too many stages"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn templates_are_not_expanded_for_a_client_that_is_gone() {
+        let (allowance, stop) = Allowance::of_request();
+        let read = |_: &Path| Ok(None);
+        let mut files = Files::new(Path::new("/p"), &read).within(&allowance);
+        let text = "stages:\n  a:\n    cmd: x\n";
+        let file = PipelineFile::parse(Path::new("/p/dvc.yaml"), text, &mut files, Unpacking::default()).unwrap();
+        assert_eq!(file.stages(&mut files).unwrap().len(), 1);
+        drop(stop);
+        assert!(file.stages(&mut files).unwrap_err().to_string().contains("its client is gone"));
     }
 
     #[test]

@@ -203,3 +203,24 @@ fn make_writable(folder: &Path) -> std::io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_has_no_folder_of_git() {
+        let folder = tempfile::tempdir().unwrap();
+        let trees = Trees::open(folder.path()).unwrap();
+        let cache = Cache::new(&folder.path().join("cache"), HashName::Md5, false);
+        let digest = Digest::of_file([7; 16]);
+        cache.put(&digest, b"x").unwrap();
+        let create = |path: &str| {
+            let files = vec![(path.to_owned(), digest)];
+            let content = Content { digest, hash: HashName::Md5, is_exec: false, files, manifest: None, bytes: None };
+            trees.create("a", &content, &cache)
+        };
+        create("sub/file").unwrap();
+        assert!(matches!(create("sub/.git/config"), Err(DataError::Reserved(_))));
+    }
+}
