@@ -384,6 +384,21 @@ def rules_of_dvcignore_are_honoured(player):
 
 
 @scenario
+def outputs_are_not_in_folders_of_git_and_dvc(player):
+    player.write("a", "a")
+    player.dvc("add", "a")
+    for path in [".git/hooks/post-checkout", "sub/.git/config", ".dvc/config.local"]:
+        player.write("b.dvc", f"outs:\n- md5: 0cc175b9c0f1b6a831c399e269772661\n  size: 1\n  hash: md5\n  path: {path}\n")
+        player.dvc("checkout")
+        player.dvc("status")
+        player.dvc("push")
+    player.remove("b.dvc")
+    player.write("dvc.yaml", "stages:\n  s:\n    cmd: echo x\n    outs: [.git/hooks/post-checkout]\n")
+    player.dvc("repro")
+    player.dvc("status")
+
+
+@scenario
 def data_is_shared_through_a_folder(player):
     images(player)
     player.write("x", "1")

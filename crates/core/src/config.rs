@@ -100,6 +100,8 @@ const KEYS: &[Key] = &[
     Key::user_only("max-artifact-bytes", env::MAX_ARTIFACT_BYTES, false, || None),
     Key::user_only("min-free-bytes", env::MIN_FREE_BYTES, false, || None),
     Key::user_only("data-cache-bytes", env::DATA_CACHE_BYTES, false, || None),
+    // The server sends requests, perhaps with its credentials, to these hosts.
+    Key::user_only("data-hosts", env::DATA_HOSTS, false, || None),
     Key::user_only("run-environment", env::RUN_ENVIRONMENT, false, || None),
     // The key chooses the folder of the programs that steps execute.
     Key::user_only("pipeline-images", env::PIPELINE_IMAGES, false, || None),

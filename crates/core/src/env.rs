@@ -26,6 +26,8 @@ pub const MAX_ARTIFACT_BYTES: &str = "SLIPWAY_MAX_ARTIFACT_BYTES";
 pub const MIN_FREE_BYTES: &str = "SLIPWAY_MIN_FREE_BYTES";
 /// Maximum size of the cache for the data of runs, in bytes.
 pub const DATA_CACHE_BYTES: &str = "SLIPWAY_DATA_CACHE_BYTES";
+/// Hosts that the remotes of data repositories may lead to besides those with public addresses, separated by commas.
+pub const DATA_HOSTS: &str = "SLIPWAY_DATA_HOSTS";
 /// Names of environment variables that runs inherit from the server besides the default ones, separated by commas.
 pub const RUN_ENVIRONMENT: &str = "SLIPWAY_RUN_ENVIRONMENT";
 /// Images of pipelines' steps that need no container on this machine: `PATTERN=FOLDER` or `PATTERN`, separated by commas.

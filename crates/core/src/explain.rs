@@ -665,6 +665,12 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Check where the link leads. If it is yours, pass `--force`.",
     },
     Topic {
+        code: "data.reserved",
+        meaning: "The list of the files of data, or a link in the project, leads into a folder of Git or DVC. What is there can run programs, so a \
+                  cloned project or a remote could use this to run anything.",
+        remedy: "Do not use the data before you know where it comes from. Its author can track it without `.git`, `.hg` and `.dvc` in its paths.",
+    },
+    Topic {
         code: "data.changed",
         meaning: "The data differs from what is recorded, and the change was not confirmed.",
         remedy: "Pass `--force` to record it, or restore the recorded data with `slipway data checkout`.",

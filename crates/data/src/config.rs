@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use slipway_store::reach::Reach;
+
 use crate::access::{ServerAccess, Servers, server_of};
 use crate::error::DataError;
 use crate::ini::{Ini, Section, named};
@@ -76,6 +78,7 @@ pub struct Config {
     /// The names of the remotes in their order.
     remotes: Vec<String>,
     servers: Option<Servers>,
+    reach: Reach,
 }
 
 /// The files of the configuration of a project, or of a folder outside of projects.
@@ -146,11 +149,17 @@ impl Files {
     /// # Errors
     /// If a file cannot be read or understood.
     pub fn load_below(&self, limit: Option<Level>) -> Result<Config, DataError> {
+        let below = LEVELS.iter().position(|level| Some(*level) == limit).unwrap_or(LEVELS.len());
+        self.load_levels(&LEVELS[..below])
+    }
+
+    /// The configuration of some levels, in this order.
+    ///
+    /// # Errors
+    /// If a file cannot be read or understood.
+    pub(crate) fn load_levels(&self, levels: &[Level]) -> Result<Config, DataError> {
         let mut config = Config::default();
-        for level in LEVELS {
-            if Some(level) == limit {
-                break;
-            }
+        for &level in levels {
             let ini = self.read(level)?;
             let folder = self.path(level).and_then(|path| path.parent().map(Path::to_owned)).unwrap_or_default();
             for section in &ini.sections {
@@ -291,6 +300,16 @@ impl Config {
         self.servers = Some(servers);
     }
 
+    /// Sets which servers the remotes may lead to.
+    pub(crate) fn set_reach(&mut self, reach: Reach) {
+        self.reach = reach;
+    }
+
+    /// Which servers the remotes may lead to; all of them for the configuration of a user.
+    pub(crate) fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
     /// The access to the slipway server of a remote; `None` for other servers.
     ///
     /// # Errors
@@ -319,8 +338,14 @@ impl Config {
 
     /// Removes the options of remotes that name files of this machine, such as keys and credentials.
     pub fn remove_local_files(&mut self) {
+        // Certificates are verified, or not, or with a file.
+        let is_file = |value: &str| !value.eq_ignore_ascii_case("true") && !value.eq_ignore_ascii_case("false");
         for (_, options) in self.sections.iter_mut().filter(|(name, _)| named(name).is_some()) {
-            options.retain(|option, _| option == "url" || !REMOTE_PATHS.contains(&option.as_str()));
+            options.retain(|option, value| match option.as_str() {
+                "url" => true,
+                "ssl_verify" => !is_file(value),
+                other => !REMOTE_PATHS.contains(&other),
+            });
         }
     }
 

@@ -43,6 +43,8 @@ pub enum DataError {
     Unsaved(Vec<PathBuf>),
     #[error("these folders are outside of the project and would be changed through a link in it:\n{}", list(.0))]
     LinkedOut(Vec<PathBuf>),
+    #[error("'{}' is in a folder of Git or DVC, where data is never put", .0.display())]
+    Reserved(PathBuf),
     #[error("unable to commit changed '{0}'")]
     Changed(String),
     #[error("checkout failed, because the cache lacks files of:\n{}", .0.join("\n"))]
@@ -152,6 +154,7 @@ impl Explain for DataError {
             Self::Git(_) => "data.git",
             Self::Unsaved(_) => "data.unsaved",
             Self::LinkedOut(_) => "data.linked_out",
+            Self::Reserved(_) => "data.reserved",
             Self::Changed(_) => "data.changed",
             Self::NotInCache(_) => "data.not_in_cache",
             Self::Corrupt { .. } => "data.corrupt",

@@ -12,6 +12,14 @@ use crate::error::DataError;
 pub const DVCIGNORE: &str = ".dvcignore";
 /// Folders that are never tracked.
 const ALWAYS_IGNORED: &[&str] = &[".hg/", ".git/", ".git", ".dvc/"];
+/// The names of these folders.
+const RESERVED: [&str; 3] = [".hg", ".git", ".dvc"];
+
+/// Whether a path is in a folder of a version control system or of DVC, or is one: whoever writes there lets the user run programs, such as the
+/// hooks of Git. Data is never read from there, and never put there.
+pub(crate) fn is_reserved(relative: &Path) -> bool {
+    relative.components().any(|part| RESERVED.iter().any(|name| part.as_os_str() == *name))
+}
 
 /// The rules that apply in a folder: those of its own file, and those of the folders above.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! Data versioning, interchangeable with DVC: the same files, byte for byte, in the workspace, the cache and the remotes.
 
 pub mod access;
+mod allowance;
 mod batch;
 mod bounded;
 pub mod cache;
@@ -28,6 +29,7 @@ mod parsers;
 pub mod pipeline;
 pub mod project;
 pub mod remote;
+mod removal;
 pub mod reports;
 pub mod revision;
 pub mod schema;

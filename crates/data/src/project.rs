@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::allowance::Allowance;
 use crate::cache::Cache;
 use crate::config::{Config, Files as ConfigFiles, LinkType, normalise};
 use crate::error::DataError;
@@ -51,6 +52,8 @@ pub struct Project {
     pub links: Vec<LinkType>,
     /// The folder of unfinished files.
     pub staging: Staging,
+    /// What may be read of it.
+    pub(crate) allowance: Allowance,
     lock: Lock,
 }
 
@@ -95,6 +98,7 @@ impl Project {
             state: State::open(&tmp),
             links: config.link_types()?,
             staging: Staging::create_in(&tmp)?,
+            allowance: Allowance::default(),
             current: current.to_owned(),
             root,
             config,
@@ -111,8 +115,8 @@ impl Project {
         git: Git,
         root: &Path,
         config: Config,
-        cache_dir: &Path,
-        tmp: &Path,
+        (cache_dir, tmp): (&Path, &Path),
+        allowance: Allowance,
     ) -> Result<Self, DataError> {
         Ok(Self {
             rules: Rules::dvcignore(root)?,
@@ -121,6 +125,7 @@ impl Project {
             state: State::open(tmp),
             links: Vec::new(),
             staging: Staging::create_in(tmp)?,
+            allowance,
             current: root.to_owned(),
             root: root.to_owned(),
             config,

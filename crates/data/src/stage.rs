@@ -174,15 +174,10 @@ impl Stage {
             }
             None => folder.to_owned(),
         };
-        let list = |key: &str| -> Result<Vec<Output>, DataError> {
-            value
-                .get(key)
-                .map_or(&[][..], Value::items)
-                .iter()
-                .map(|item| Output::parse(item, &wdir, root, file))
-                .collect()
-        };
-        let (outs, deps) = (list("outs")?, list("deps")?);
+        let items = |key: &str| value.get(key).map_or(&[][..], Value::items).iter();
+        let outs = items("outs").map(|item| Output::parse_out(item, &wdir, root, file)).collect::<Result<_, _>>()?;
+        let deps: Vec<Output> =
+            items("deps").map(|item| Output::parse(item, &wdir, root, file)).collect::<Result<_, _>>()?;
         let is_true = |key: &str| value.get(key).and_then(Value::as_bool).unwrap_or(false);
         let is_import = value.get("cmd").is_some() || !deps.is_empty();
         let frozen = is_true("frozen") || is_true("locked");
@@ -304,6 +299,24 @@ fn is_falsy(value: &Value) -> bool {
 const LEADING: &[&str] = &["md5", "size", "nfiles", "isexec", "cloud", "hash", "path", "files"];
 
 impl Output {
+    /// Reads an output. As in DVC, it may not be in a folder that is always ignored; and it may not be the project itself.
+    pub(crate) fn parse_out(item: &Value, wdir: &Path, root: &Path, file: &Path) -> Result<Self, DataError> {
+        let out = Self::parse(item, wdir, root, file)?;
+        let below = out.path.as_ref().and_then(|path| path.strip_prefix(root).ok());
+        match below {
+            Some(below) if crate::ignore::is_reserved(below) => Err(DataError::file(
+                file,
+                0,
+                format!("the output '{}' is in a folder of Git or DVC, which is never tracked", out.written),
+            )),
+            Some(below) if below.as_os_str().is_empty() => {
+                Err(DataError::file(file, 0, format!("the output '{}' is the project itself", out.written)))
+            }
+            _ => Ok(out),
+        }
+    }
+
+    /// Reads an output or dependency.
     pub(crate) fn parse(item: &Value, wdir: &Path, root: &Path, file: &Path) -> Result<Self, DataError> {
         let invalid = |reason: String| DataError::file(file, 0, reason);
         let written =
@@ -430,6 +443,20 @@ mod tests {
         let text =
             "outs:\n- md5: 8b3662b0d460701f7734cdf533c5aa85.dir\n  size: 4\n  nfiles: 2\n  hash: md5\n  path: 'a: b'\n";
         assert_eq!(stage.to_text().unwrap(), text);
+    }
+
+    #[test]
+    fn outputs_are_not_in_folders_of_git_and_dvc() {
+        let parse = |key: &str, path: &str| {
+            Stage::parse(Path::new("/p/sub/x.dvc"), Path::new("/p"), format!("{key}:\n- path: {path}\n"))
+        };
+        for path in [".git/hooks/x", "../.git/config", "a/.git", "../.dvc/config.local", ".hg/hgrc", ".."] {
+            assert!(parse("outs", path).is_err(), "{path}");
+            parse("deps", path).unwrap();
+        }
+        for path in ["a", ".github/x", ".gitignore", "x.dvc.d/y", "a.git/b"] {
+            parse("outs", path).unwrap();
+        }
     }
 
     #[test]

@@ -92,14 +92,15 @@ impl<'a> Tree<'a> {
             None if self.commit.is_none() => read_file(path)?,
             None => None,
         };
-        if present.is_some() {
-            return Ok(present);
+        let allowed = |bytes: Vec<u8>| self.project.allowance.file(path, bytes.len()).map(|()| bytes);
+        if let Some(bytes) = present {
+            return allowed(bytes).map(Some);
         }
         let Some((_, out)) = find_output(&self.stages, path) else { return Ok(None) };
         let Some(entry) = self.tracked(out)?.into_iter().find(|(file, _)| file == path) else { return Ok(None) };
         // Not through a link: the cache of a repository that others control could name any file of this machine.
         let object = self.project.cache_of(out.hash).read_start(&entry.1, MAX_FILE_BYTES)?;
-        object.map(|bytes| within_limit(path, bytes)).transpose()
+        object.map(|bytes| within_limit(path, bytes).and_then(allowed)).transpose()
     }
 
     /// The text of a file (absolute path); `None` if there is none.
@@ -243,5 +244,17 @@ mod tests {
         std::fs::remove_file(&object).unwrap();
         std::fs::write(&object, "cached").unwrap();
         assert_eq!(read().unwrap().as_deref(), Some(&b"cached"[..]));
+    }
+
+    #[test]
+    fn a_request_reads_no_large_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut project = project(&folder.path().canonicalize().unwrap());
+        std::fs::write(project.root.join("large.csv"), vec![b'1'; (4 << 20) + 1]).unwrap();
+        let read = |project: &Project| Tree::workspace(project).unwrap().read(&project.root.join("large.csv")).is_ok();
+        assert!(read(&project));
+        let (allowance, _stop) = crate::allowance::Allowance::of_request();
+        project.allowance = allowance;
+        assert!(!read(&project) && Tree::workspace(&project).unwrap().read(&project.root.join("file")).is_ok());
     }
 }

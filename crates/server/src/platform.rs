@@ -104,6 +104,8 @@ pub struct Stores {
     pub objects: Option<String>,
     /// Limits of uploads.
     pub uploads: slipway_store::Limits,
+    /// Hosts that the remotes of data repositories may lead to, besides those with public addresses.
+    pub data_hosts: Vec<String>,
 }
 
 impl Platform {
@@ -162,7 +164,7 @@ impl Platform {
             data,
             pipelines,
             pipeline_runner,
-            data_catalog: Catalog::new(database.clone(), &home.work().join("data-repositories")),
+            data_catalog: Catalog::new(database.clone(), &home.work().join("data-repositories"), &stores.data_hosts),
             database,
             objects,
             home: home.clone(),

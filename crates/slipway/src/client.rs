@@ -83,7 +83,14 @@ pub(crate) fn stores(config: &Config) -> Result<Stores, crate::Failure> {
     {
         *limit = bytes_setting(config, key)?.unwrap_or(*limit);
     }
-    Ok(Stores { database: get("database"), objects: get("objects"), uploads })
+    let data_hosts = list_setting(config, "data-hosts");
+    Ok(Stores { database: get("database"), objects: get("objects"), uploads, data_hosts })
+}
+
+/// The values of a comma-separated setting.
+pub(crate) fn list_setting(config: &Config, key: &str) -> Vec<String> {
+    let text = config.get(key).unwrap_or_default();
+    text.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect()
 }
 
 /// A setting that is a number of bytes.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`database`] | one writer thread with group commit, a bounded pool of read connections, migrations |
 //! | [`bucket`] | clients of buckets and web servers, for other crates |
+//! | [`reach`] | which servers may be reached for clients that choose the URL |
 //! | [`objects`] | artifacts under a root folder: streamed upload and download, listing, deletion, limits |
 //!
 //! An acknowledged write is on disk. The writer thread runs all queued changes in one transaction, each in its own
@@ -14,6 +15,7 @@ pub mod bucket;
 pub mod database;
 pub mod error;
 pub mod objects;
+pub mod reach;
 #[cfg(test)]
 mod testing;
 

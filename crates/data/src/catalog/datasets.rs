@@ -220,6 +220,7 @@ impl Opened {
         let mut versions: Vec<DataVersion> = Vec::new();
         // From the oldest on, so that a commit which does not change the digest is left out.
         for commit in commits.into_iter().rev() {
+            self.project.allowance.check()?;
             // A commit whose file cannot be read has no version; the others are shown.
             let found = self.output_in(&blobs, &commit.id, &stage.file, &root).unwrap_or_default();
             let digest = found.as_ref().and_then(|output| output.digest).map(|digest| digest.to_string());
@@ -245,14 +246,17 @@ impl Opened {
     /// The output at a path (absolute) that a `.dvc` file or pipeline of a commit has.
     fn output_in(&self, blobs: &Blobs, commit: &str, file: &Path, path: &Path) -> Result<Option<Output>, DataError> {
         let read = |file: &Path| match blobs.get(commit, file)? {
-            Some(Object::Blob(bytes)) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            Some(Object::Blob(bytes)) => {
+                self.project.allowance.stage_files(std::iter::once((file, bytes.len())))?;
+                Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+            }
             _ => Ok::<_, DataError>(None),
         };
         let Some(text) = read(file)? else { return Ok(None) };
         let root = &self.project.root;
         let stages = if file.file_name().is_some_and(|name| name == PIPELINE_FILE) {
             let unpacking = pipeline::unpacking(&self.project.config);
-            pipeline::load(file, &text, &mut Files::new(root, &read), unpacking)?
+            pipeline::load(file, &text, &mut Files::new(root, &read).within(&self.project.allowance), unpacking)?
         } else {
             vec![Stage::parse(file, root, text)?]
         };

@@ -112,6 +112,7 @@ struct Inputs<'a> {
 
 impl Inputs<'_> {
     fn reasons(&self, stage: &Stage) -> Result<Vec<String>, DataError> {
+        self.opened.project.allowance.check()?;
         let mut reasons = Vec::new();
         let Some(recipe) = &stage.recipe else {
             if stage.outs.iter().any(|out| out.cached && out.digest.is_none()) {

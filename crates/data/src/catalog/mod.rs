@@ -22,7 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use slipway_store::Database;
-use tokio::sync::Semaphore;
+use slipway_store::reach::Reach;
+use tokio::sync::{AcquireError, Semaphore};
 
 pub use datasets::{DataSet, DataSets, DataVersion, DataVersions, Reference, Summary};
 pub use differences::{ChangedFile, DifferencesPage, FolderChanges};
@@ -33,6 +34,8 @@ pub use preview::{Picture, Preview, Shown};
 pub use registry::{MIGRATION, NewRepository, Registered};
 pub use reports::{Experiments, Pictures, Plot, PlotLine, PlotPicture, Plots, RevisionValues, Values};
 
+use self::opened::Access;
+use crate::allowance::Allowance;
 use crate::error::DataError;
 use crate::external::redact;
 use crate::incoming::TEMPORARY;
@@ -40,6 +43,8 @@ use crate::scm::mirror::{self, Receiver};
 
 /// Number of requests that read repositories at the same time.
 const READERS: usize = 4;
+/// Number of requests that read one repository at the same time, so that a slow one does not block the others.
+const READERS_OF_REPOSITORY: usize = 2;
 /// How long a request waits for others.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum duration of a request.
@@ -69,14 +74,27 @@ struct Inner {
     /// The folder of mirrors.
     mirrors: PathBuf,
     updates: Mirrors,
+    /// Which servers the remotes of repositories may lead to.
+    reach: Reach,
     readers: Arc<Semaphore>,
+    /// The readers of each repository, by its location.
+    readers_of: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 impl Catalog {
-    /// The repositories that the database contains, with mirrors in a folder of the server.
-    pub fn new(database: Database, folder: &Path) -> Self {
+    /// The repositories that the database contains, with mirrors in a folder of the server. Their remotes are read from public addresses and from
+    /// `hosts`.
+    pub fn new(database: Database, folder: &Path, hosts: &[String]) -> Self {
         let (mirrors, readers) = (folder.join("mirrors"), Arc::new(Semaphore::new(READERS)));
-        Self(Arc::new(Inner { database, mirrors, updates: Mutex::default(), readers }))
+        let reach = Reach::Public(hosts.into());
+        Self(Arc::new(Inner {
+            database,
+            mirrors,
+            updates: Mutex::default(),
+            reach,
+            readers,
+            readers_of: Mutex::default(),
+        }))
     }
 
     /// The repositories of a namespace, or of the installation, by name.
@@ -152,18 +170,27 @@ impl Catalog {
         revision: Option<&str>,
         work: impl FnOnce(&Opened) -> Result<T, DataError> + Send + 'static,
     ) -> Result<T, DataError> {
-        let permit = tokio::time::timeout(QUEUE_TIMEOUT, Arc::clone(&self.0.readers).acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else { return Err(DataError::TooManyReaders) };
+        let of_repository = {
+            let mut all = self.0.readers_of.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Semaphore::new(READERS_OF_REPOSITORY));
+            Arc::clone(all.entry(registered.location.clone()).or_insert_with(new))
+        };
+        let permits =
+            async { Ok((of_repository.acquire_owned().await?, self.0.readers.clone().acquire_owned().await?)) };
+        let permits: Result<Result<_, AcquireError>, _> = tokio::time::timeout(QUEUE_TIMEOUT, permits).await;
+        let Ok(Ok(permits)) = permits else { return Err(DataError::TooManyReaders) };
         let mirror = match registered.is_url() {
             true => Some(self.mirror(registered).await?),
             false => None,
         };
         let (entry, revision) = (registered.clone(), revision.map(str::to_owned));
-        let runtime = tokio::runtime::Handle::current();
+        // The work ends soon after the request, also if its client is gone.
+        let (allowance, _stop) = Allowance::of_request();
+        let access = Access { runtime: tokio::runtime::Handle::current(), reach: self.0.reach.clone(), allowance };
         let reading = tokio::task::spawn_blocking(move || {
             // Held to the end of the work, also if nobody waits for it any more.
-            let _permit = permit;
-            let opened = Opened::new(&entry, mirror.as_deref(), revision.as_deref(), runtime)?;
+            let _permits = permits;
+            let opened = Opened::new(&entry, mirror.as_deref(), revision.as_deref(), access)?;
             work(&opened).map_err(|error| opened.without_paths(error))
         });
         match tokio::time::timeout(READ_TIMEOUT, reading).await {

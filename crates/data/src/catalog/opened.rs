@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use slipway_store::reach::Reach;
 use tokio::runtime::Handle;
 
 use super::names::{check_path, check_revision};
 use super::registry::Registered;
-use crate::config::{Config, Files, Level};
+use crate::allowance::Allowance;
+use crate::config::{Config, Files, Level, normalise};
 use crate::error::DataError;
 use crate::external::redact;
+use crate::hash::Hasher;
 use crate::ini::Ini;
-use crate::manifest::{Manifest, digest_of};
-use crate::model::{Digest, HashName};
+use crate::manifest::Manifest;
+use crate::model::Digest;
 use crate::project::committed::stages_at;
 use crate::project::{DVC_DIR, Project, cache_dir, find_output};
 use crate::remote::Remote;
@@ -27,6 +30,15 @@ pub(super) const REMOTE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Objects up to this size are verified when they are read.
 const VERIFIED_BYTES: u64 = 64 << 20;
 
+/// What a request may use to read a repository.
+#[derive(Debug)]
+pub(super) struct Access {
+    pub(super) runtime: Handle,
+    /// Which servers the remotes may lead to.
+    pub(super) reach: Reach,
+    pub(super) allowance: Allowance,
+}
+
 /// A repository at a commit. What it reads of the repository's data comes from its cache, or from its remotes.
 #[derive(Debug)]
 pub struct Opened {
@@ -38,6 +50,8 @@ pub struct Opened {
     pub(super) commit: String,
     /// Whether its cache and remotes may be folders of this machine: those of a repository that was registered by its path.
     pub(super) is_local: bool,
+    /// The work tree of a repository that was registered by its path, and that has one.
+    work_tree: Option<PathBuf>,
     runtime: Handle,
     name: String,
     folders: tempfile::TempDir,
@@ -52,8 +66,9 @@ impl Opened {
         registered: &Registered,
         mirror: Option<&Path>,
         revision: Option<&str>,
-        runtime: Handle,
+        access: Access,
     ) -> Result<Self, DataError> {
+        let Access { runtime, reach, allowance } = access;
         let failed = |reason: &str| DataError::Repository { repo: redact(&registered.location), reason: reason.into() };
         let place = mirror.unwrap_or_else(|| Path::new(&registered.location));
         let is_bare = place.join("HEAD").is_file() && place.join("objects").is_dir();
@@ -86,14 +101,25 @@ impl Opened {
                 config_path.display()
             )));
         }
-        let config = match &work_tree {
-            Some(dvc_dir) if dvc_dir.join("config").is_file() => Files::new(Some(dvc_dir.clone())).load()?,
+        let mut config = match &work_tree {
+            // Without the configuration of the server's user: its credentials are for other repositories.
+            Some(dvc_dir) if dvc_dir.join("config").is_file() => {
+                Files::new(Some(dvc_dir.clone())).load_levels(&[Level::Project, Level::Local])?
+            }
             _ => config_of_commit(&committed.unwrap_or_default(), &root.join(DVC_DIR))?,
         };
+        config.set_reach(reach);
         // Without a work tree there is no cache: a folder that does not exist.
-        let cache = work_tree.map_or_else(|| folders.path().join("cache"), |dvc_dir| cache_dir(&config, &dvc_dir));
-        let project = Project::of_commits(git.clone(), &root, config, &cache, &tmp)?;
-        Ok(Self { project, git, commit, is_local, runtime, name: redact(&registered.location), folders })
+        let cache = match &work_tree {
+            Some(dvc_dir) => cache_dir(&config, dvc_dir),
+            None => folders.path().join("cache"),
+        };
+        let work_tree = work_tree.map(|_| place.to_owned());
+        let project = Project::of_commits(git.clone(), &root, config, (&cache, &tmp), allowance)?;
+        let name = redact(&registered.location);
+        let opened = Self { project, git, commit, is_local, work_tree, runtime, name, folders };
+        opened.check_links(&cache)?;
+        Ok(opened)
     }
 
     /// The error without the paths of the temporary folders of this request.
@@ -146,7 +172,28 @@ impl Opened {
         let remote = Remote::open(&self.project.config, name, "fetch")?;
         match remote.is_folder() && !self.is_local {
             true => Err(DataError::NoRemote(format!("remote '{}' is a folder of another machine", remote.name))),
-            false => Ok(remote),
+            false => {
+                remote.folder().map_or(Ok(()), |folder| self.check_links(folder))?;
+                Ok(remote)
+            }
+        }
+    }
+
+    /// Fails for a cache or remote to which a link in Git leads: who commits to a repository must not choose what the server reads of its machine.
+    fn check_links(&self, folder: &Path) -> Result<(), DataError> {
+        let Some(work_tree) = &self.work_tree else { return Ok(()) };
+        let folder = normalise(folder);
+        let above = folder.ancestors().take_while(|path| path.starts_with(work_tree) && path != work_tree);
+        let links: Vec<&Path> =
+            above.filter(|path| path.is_symlink()).filter_map(|path| path.strip_prefix(work_tree).ok()).collect();
+        let Some(head) = self.git.resolve("HEAD")?.filter(|_| !links.is_empty()) else { return Ok(()) };
+        let committed = self.git.read(&head, |path| links.contains(&Path::new(path)))?;
+        match committed.into_keys().next() {
+            Some(link) => Err(DataError::NoRemote(format!(
+                "'{}' is a link in Git; the server reads no cache and no remote through it",
+                link.display()
+            ))),
+            None => Ok(()),
         }
     }
 
@@ -182,8 +229,13 @@ impl Opened {
         })?;
         let is_complete = bytes.len() as u64 <= limit;
         bytes.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-        let is_verifiable = is_complete && output.hash == HashName::Md5 && limit <= VERIFIED_BYTES;
-        if is_verifiable && digest_of(&bytes).md5 != digest.md5 {
+        let is_verifiable = is_complete && limit <= VERIFIED_BYTES;
+        let digest_of = |bytes: &[u8]| {
+            let mut hasher = Hasher::new(output.hash);
+            hasher.update(bytes);
+            hasher.finish()
+        };
+        if is_verifiable && digest_of(&bytes) != digest.md5 {
             return Err(DataError::Corrupt { oid: digest.to_string(), place: "the cache or remote".into() });
         }
         Ok((bytes, is_complete))
@@ -211,7 +263,7 @@ impl Opened {
 
 /// The configuration of a project without a work tree. It may not name files of this machine.
 fn config_of_commit(text: &[u8], dvc_dir: &Path) -> Result<Config, DataError> {
-    let mut config = Files::new(None).load_below(Some(Level::Project))?;
+    let mut config = Config::default();
     let text = String::from_utf8_lossy(text);
     let ini = Ini::parse(&text).map_err(|(line, reason)| DataError::file(&dvc_dir.join("config"), line, reason))?;
     config.merge_file(&ini, dvc_dir);

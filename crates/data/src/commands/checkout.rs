@@ -7,10 +7,12 @@ use rayon::prelude::*;
 
 use super::{Talk, relink};
 use crate::error::DataError;
+use crate::ignore::is_reserved;
 use crate::links::{Links, fingerprint, fingerprint_of};
 use crate::manifest::Entry;
 use crate::model::Digest;
 use crate::project::Project;
+use crate::removal::{remove_data, remove_empty_folders, remove_file};
 use crate::snapshot::{self, Snapshot};
 use crate::stage::Output;
 use crate::staging::set_executable;
@@ -74,14 +76,11 @@ pub fn checkout(
     super::partial::complete(project, &mut stages);
     let mut report = Report::default();
     let mut links = Links::open(&project.tmp());
+    let mut unused = Vec::new();
     if targets.is_empty() {
         let used: BTreeSet<PathBuf> =
             stages.iter().flat_map(|stage| &stage.outs).filter_map(|out| out.path.clone()).collect();
-        for path in links.unused(project, &used)? {
-            report.deleted.push(show(project, &path));
-            report.files[2] += 1;
-            links.remove(project, &path)?;
-        }
+        unused = links.unused(project, &used)?;
     }
     let mut plans = Vec::new();
     for selected in project.select(&stages, targets, options.recursive)? {
@@ -94,11 +93,8 @@ pub fn checkout(
             }
         }
     }
+    check_places(project, &plans, options.force)?;
     if !options.force {
-        let outside = linked_out(project, &plans)?;
-        if !outside.is_empty() {
-            return Err(DataError::LinkedOut(outside));
-        }
         let unsaved: Vec<PathBuf> = plans
             .par_iter()
             .map(|plan| unsaved(project, plan))
@@ -107,6 +103,11 @@ pub fn checkout(
             .flatten()
             .collect();
         confirm_unsaved(unsaved, talk)?;
+    }
+    for path in unused {
+        report.deleted.push(show(project, &path));
+        report.files[2] += 1;
+        links.remove(project, &path)?;
     }
     for plan in &plans {
         let fingerprint = apply(project, plan, options, &mut report)?;
@@ -136,10 +137,7 @@ pub(crate) fn restore_outputs(project: &Project, outs: &[Output]) -> Result<(), 
             Planned::Nothing => {}
         }
     }
-    let outside = linked_out(project, &plans)?;
-    if !outside.is_empty() {
-        return Err(DataError::LinkedOut(outside));
-    }
+    check_places(project, &plans, false)?;
     let mut links = Links::open(&project.tmp());
     let mut report = Report::default();
     for plan in &plans {
@@ -159,11 +157,8 @@ pub(super) fn restore(project: &Project, out: &Output, force: bool, talk: &dyn T
         Planned::Missing(path) => return Err(DataError::NotInCache(vec![project.display(&path)])),
         Planned::Nothing => return Ok(()),
     };
+    check_places(project, std::slice::from_ref(&*plan), force)?;
     if !force {
-        let outside = linked_out(project, std::slice::from_ref(&*plan))?;
-        if !outside.is_empty() {
-            return Err(DataError::LinkedOut(outside));
-        }
         confirm_unsaved(unsaved(project, &plan)?, talk)?;
     }
     let fingerprint = apply(project, &plan, Options { force, ..Options::default() }, &mut Report::default())?;
@@ -192,7 +187,7 @@ pub(super) fn discard(project: &Project, out: &Output, talk: &dyn Talk) -> Resul
         }
     }
     confirm_unsaved(lost, talk)?;
-    super::edit::remove_path(path)
+    remove_data(path, &project.rules)
 }
 
 enum Planned<'a> {
@@ -274,24 +269,36 @@ fn unsaved(project: &Project, plan: &Plan<'_>) -> Result<Vec<PathBuf>, DataError
     Ok(found)
 }
 
-/// The folders outside of the project that the plans would change through links in the project.
-fn linked_out(project: &Project, plans: &[Plan<'_>]) -> Result<Vec<PathBuf>, DataError> {
+/// Fails for plans that would change what is outside of the project through links in it, unless that is confirmed (`force`), or, in any case, the
+/// folders of Git and DVC: the lists of files come from the remote, and links from the repository.
+fn check_places(project: &Project, plans: &[Plan<'_>], force: bool) -> Result<(), DataError> {
     let root = std::fs::canonicalize(&project.root).map_err(DataError::io(&project.root))?;
     let mut folders = BTreeSet::new();
     for plan in plans {
         let replaced = plan.replaced.iter().map(|(entry, _)| entry);
         let changed = plan.created.iter().chain(replaced).map(|entry| entry.path.as_str());
         for path in changed.chain(plan.removed.iter().map(|(path, _)| path.as_str())) {
+            if is_reserved(Path::new(path)) {
+                return Err(DataError::Reserved(join(&plan.path, path)));
+            }
             folders.extend(join(&plan.path, path).parent().map(Path::to_owned));
         }
     }
-    let leads_out = |folder: &PathBuf| {
+    let mut outside = BTreeSet::new();
+    for folder in folders {
         // A folder that does not exist will be created in the nearest one that does.
-        let found = folder.ancestors().find_map(|path| std::fs::canonicalize(path).ok())?;
-        (!found.starts_with(&root)).then_some(found)
-    };
-    let outside: BTreeSet<PathBuf> = folders.iter().filter_map(leads_out).collect();
-    Ok(outside.into_iter().collect())
+        let Some(found) = folder.ancestors().find_map(|path| std::fs::canonicalize(path).ok()) else { continue };
+        if is_reserved(found.strip_prefix(&root).unwrap_or(&found)) {
+            return Err(DataError::Reserved(found));
+        }
+        if !found.starts_with(&root) {
+            outside.insert(found);
+        }
+    }
+    match outside.is_empty() || force {
+        true => Ok(()),
+        false => Err(DataError::LinkedOut(outside.into_iter().collect())),
+    }
 }
 
 fn join(root: &Path, path: &str) -> PathBuf {
@@ -314,11 +321,7 @@ fn apply(
     let changes = !plan.removed.is_empty() || !plan.replaced.is_empty() || !plan.created.is_empty();
     let existed = plan.old.is_some();
     for (path, _) in &plan.removed {
-        let full = join(&plan.path, path);
-        match std::fs::remove_file(&full) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(DataError::io(&full)(error)),
-            _ => {}
-        }
+        remove_file(&join(&plan.path, path))?;
     }
     if plan.is_folder {
         let kept: BTreeSet<&Path> =
@@ -410,29 +413,4 @@ fn create_files(project: &Project, plan: &Plan<'_>) -> Result<Vec<Stat>, DataErr
 fn state_of(path: &Path) -> Result<Stat, DataError> {
     let stat = Stat::of_path(path).map_err(DataError::io(path))?;
     stat.ok_or_else(|| DataError::Invalid(format!("{} was removed at the same time", path.display())))
-}
-
-/// Removes the folders that are empty and not part of the target, and returns their number.
-fn remove_empty_folders(root: &Path, relative: &Path, kept: &BTreeSet<&Path>) -> Result<u64, DataError> {
-    let folder = root.join(relative);
-    let entries = match std::fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            return Ok(0);
-        }
-        Err(error) => return Err(DataError::io(&folder)(error)),
-    };
-    let mut removed = 0;
-    for entry in entries {
-        let entry = entry.map_err(DataError::io(&folder))?;
-        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        let below = relative.join(entry.file_name());
-        removed += remove_empty_folders(root, &below, kept)?;
-        if !kept.contains(below.as_path()) && std::fs::remove_dir(root.join(&below)).is_ok() {
-            removed += 1;
-        }
-    }
-    Ok(removed)
 }

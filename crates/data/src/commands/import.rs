@@ -13,6 +13,7 @@ use crate::error::DataError;
 use crate::external::location::Item;
 use crate::external::{self, Location, Repository, Tracked};
 use crate::gitignore;
+use crate::ignore::is_reserved;
 use crate::manifest::{Entry, Manifest};
 use crate::model::{Digest, HashName, Meta};
 use crate::project::Project;
@@ -147,6 +148,9 @@ pub(super) fn target_of(project: &Project, source: &str, out: Option<&str>) -> R
     };
     if !target.starts_with(&project.root) || target == project.root {
         return Err(DataError::Invalid(format!("'{}' is not inside of the project", project.display(&target))));
+    }
+    if target.strip_prefix(&project.root).is_ok_and(is_reserved) {
+        return Err(DataError::Reserved(target));
     }
     Ok(target)
 }

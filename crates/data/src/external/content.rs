@@ -196,6 +196,13 @@ impl Repository {
         target: &Path,
         jobs: Option<usize>,
     ) -> Result<(), DataError> {
+        // The names come from the repository: in the worst case, `.git` with hooks.
+        let is_reserved = |path: &Path| crate::ignore::is_reserved(path);
+        let name = Path::new(target.file_name().unwrap_or_default());
+        if let Some(path) = files.iter().map(|file| Path::new(&file.path)).chain([name]).find(|path| is_reserved(path))
+        {
+            return Err(DataError::Reserved(path.to_owned()));
+        }
         self.receive_files(files, jobs).await?;
         place_complete(target, is_folder, |root| {
             let create = |path: &str| -> Result<File, DataError> {

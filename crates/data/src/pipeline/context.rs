@@ -1,11 +1,15 @@
 //! The variables of a `dvc.yaml`: those of its `vars`, of parameter files, and of the iteration of a stage.
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::files::Files;
-use super::template::{self, Lookup, Place, TemplateError, Unpacking};
+use super::keyed::Keyed;
+use super::template::{self, Lookup, NODE_BYTES, Place, TemplateError, Unpacking};
 use super::value::{text, type_name};
+use crate::allowance::Allowance;
 use crate::error::DataError;
 use crate::stage::UsedVariables;
 use crate::yaml::Value;
@@ -13,61 +17,97 @@ use crate::yaml::Value;
 /// The parameter file that is used if none is named.
 pub const DEFAULT_PARAMS_FILE: &str = "params.yaml";
 
-/// A variable with the place that defines it.
+/// A variable with the place that defines it. A copy shares the values, because each stage of an iteration has one.
 #[derive(Debug, Clone)]
 pub(super) enum Node {
-    Scalar(Value, Rc<Source>),
-    List(Vec<Self>, Rc<Source>),
-    Map(Vec<(String, Self)>),
+    Scalar(Rc<Value>, Source),
+    List(Rc<Vec<Self>>, Source),
+    Map(Rc<Vec<(String, Self)>>),
 }
 
 /// Where a variable is defined.
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Source {
     /// The parameter file, or the entry of `vars`; `None` for an iteration.
-    name: Option<String>,
-    /// The keys that lead to the variable.
-    path: String,
+    name: Option<Rc<str>>,
+    /// The last of the keys that lead to the variable.
+    key: Option<Rc<Step>>,
     /// Whether `name` is a parameter file.
     is_file: bool,
 }
 
+/// A key, and the keys before it. Many variables share a long one.
+#[derive(Debug)]
+struct Step {
+    key: String,
+    above: Option<Rc<Self>>,
+}
+
+impl Source {
+    /// A variable of a parameter file, or of an entry of `vars`.
+    fn new(name: &Rc<str>, key: &str, is_file: bool) -> Self {
+        let key = Step { key: key.to_owned(), above: None };
+        Self { name: Some(name.clone()), key: Some(Rc::new(key)), is_file }
+    }
+
+    fn below(&self, key: String) -> Self {
+        Self { key: Some(Rc::new(Step { key, above: self.key.clone() })), ..self.clone() }
+    }
+
+    /// The keys that lead to the variable, joined by dots.
+    fn path(&self) -> String {
+        let steps = std::iter::successors(self.key.as_deref(), |step| step.above.as_deref());
+        let mut keys: Vec<&str> = steps.map(|step| step.key.as_str()).collect();
+        keys.reverse();
+        keys.join(".")
+    }
+}
+
 impl Node {
-    fn new(value: Value, name: Option<&str>, path: &str, is_file: bool) -> Self {
-        let source = || Rc::new(Source { name: name.map(str::to_owned), path: path.to_owned(), is_file });
-        let inner = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    fn new(value: Value, source: Source) -> Self {
         match value {
-            Value::Map(entries) => Self::Map(
-                entries
-                    .into_iter()
-                    .map(|(key, value)| {
-                        let node = Self::new(value, name, &inner(&key), is_file);
-                        (key, node)
-                    })
-                    .collect(),
-            ),
-            Value::List(items) => {
-                let items = items.into_iter().enumerate();
-                Self::List(
-                    items.map(|(i, item)| Self::new(item, name, &inner(&i.to_string()), is_file)).collect(),
-                    source(),
-                )
+            Value::Map(entries) => {
+                let entry = |(key, value): (String, Value)| {
+                    let source = source.below(key.clone());
+                    (key, Self::new(value, source))
+                };
+                Self::Map(Rc::new(entries.into_iter().map(entry).collect()))
             }
-            scalar => Self::Scalar(scalar, source()),
+            Value::List(items) => {
+                let item = |(i, item): (usize, Value)| Self::new(item, source.below(i.to_string()));
+                Self::List(Rc::new(items.into_iter().enumerate().map(item).collect()), source)
+            }
+            scalar => Self::Scalar(Rc::new(scalar), source),
         }
     }
 
     /// A value of `foreach` or `matrix`, or of the iteration, that no parameter file has.
     pub(super) fn own(value: Value) -> Self {
-        Self::new(value, None, "", false)
+        Self::new(value, Source::default())
+    }
+
+    /// A dictionary of variables.
+    pub(super) fn map(entries: Vec<(String, Self)>) -> Self {
+        Self::Map(Rc::new(entries))
     }
 
     pub(super) fn to_value(&self) -> Value {
         match self {
-            Self::Scalar(value, _) => value.clone(),
+            Self::Scalar(value, _) => Value::clone(value),
             Self::List(items, _) => Value::List(items.iter().map(Self::to_value).collect()),
             Self::Map(entries) => {
                 Value::Map(entries.iter().map(|(key, node)| (key.clone(), node.to_value())).collect())
+            }
+        }
+    }
+
+    /// About as many bytes as its value takes.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Scalar(value, _) => NODE_BYTES + value.as_str().map_or(0, str::len),
+            Self::List(items, _) => NODE_BYTES + items.iter().map(Self::bytes).sum::<usize>(),
+            Self::Map(entries) => {
+                NODE_BYTES + entries.iter().map(|(key, node)| key.len() + node.bytes()).sum::<usize>()
             }
         }
     }
@@ -93,28 +133,59 @@ impl Node {
     }
 }
 
+/// What the templates of a file may still expand to, which all copies of its variables share.
+#[derive(Debug)]
+struct Budget {
+    bytes: Cell<usize>,
+    allowance: Allowance,
+}
+
 /// A set of variables.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Context {
-    entries: Vec<(String, Node)>,
+    entries: Rc<Vec<(String, Node)>>,
+    /// Variables of the iteration, which have precedence, and which nothing may redefine.
+    iteration: Vec<(String, Node)>,
     /// The loaded parameter files, and which of their keys if not all.
     imports: Vec<(PathBuf, Option<Vec<String>>)>,
-    /// Variables of the iteration, which nothing may redefine.
-    reserved: Vec<String>,
     used: UsedVariables,
+    budget: Rc<Budget>,
 }
 
 /// Why variables cannot be loaded.
 pub(super) type LoadError = String;
 
 impl Context {
+    /// No variables. What templates expand to with them, and with copies of them, has the limits of `allowance`.
+    pub(super) fn new(allowance: &Allowance) -> Self {
+        let budget = Budget { bytes: Cell::new(allowance.expanded_bytes()), allowance: allowance.clone() };
+        Self {
+            entries: Rc::default(),
+            iteration: Vec::new(),
+            imports: Vec::new(),
+            used: UsedVariables::new(),
+            budget: Rc::new(budget),
+        }
+    }
+
     /// Sets a variable of an iteration, for this copy of the context.
     pub(super) fn set(&mut self, key: &str, node: Node) {
-        match self.entries.iter_mut().find(|(name, _)| name == key) {
-            Some(entry) => entry.1 = node,
-            None => self.entries.push((key.to_owned(), node)),
-        }
-        self.reserved.push(key.to_owned());
+        self.iteration.push((key.to_owned(), node));
+    }
+
+    /// Takes bytes of what the templates may expand to.
+    ///
+    /// # Errors
+    /// [`TemplateError::Limit`] if there are not as many left, or if nobody waits for the result.
+    pub(super) fn take_bytes(&self, bytes: usize) -> Result<(), TemplateError> {
+        let budget = &self.budget;
+        budget.allowance.check().map_err(|error| TemplateError::Limit(error.to_string()))?;
+        let Some(rest) = budget.bytes.get().checked_sub(bytes) else {
+            let maximum = slipway_core::units::bytes(budget.allowance.expanded_bytes() as u64);
+            return Err(TemplateError::Limit(format!("the templates of the file expand to more than {maximum}")));
+        };
+        budget.bytes.set(rest);
+        Ok(())
     }
 
     /// Expands the templates of `foreach` or `matrix`. A variable in them keeps its place, so that the use of an item is a use of the parameter.
@@ -124,20 +195,16 @@ impl Context {
     pub(super) fn items(&self, value: &Value, unpacking: Unpacking) -> Result<Node, TemplateError> {
         Ok(match value {
             Value::Map(entries) => {
-                let mut items: Vec<(String, Node)> = Vec::with_capacity(entries.len());
+                let mut items = Keyed::default();
                 for (key, value) in entries {
                     let key = template::resolve_text(key, &mut self.clone(), Place::Items, unpacking)?;
-                    let (key, item) = (text(&key), self.items(value, unpacking)?);
-                    match items.iter_mut().find(|(known, _)| *known == key) {
-                        Some(entry) => entry.1 = item,
-                        None => items.push((key, item)),
-                    }
+                    items.set(text(&key), self.items(value, unpacking)?);
                 }
-                Node::Map(items)
+                Node::map(items.into_entries())
             }
             Value::List(values) => {
                 let items = values.iter().map(|value| self.items(value, unpacking)).collect::<Result<_, _>>()?;
-                Node::List(items, Rc::new(Source { name: None, path: String::new(), is_file: false }))
+                Node::List(Rc::new(items), Source::default())
             }
             Value::String(text) if let Some(node) = template::reference(text).and_then(|keys| self.node(&keys)) => {
                 node.clone()
@@ -148,7 +215,8 @@ impl Context {
 
     fn node(&self, keys: &[&str]) -> Option<&Node> {
         let (first, rest) = keys.split_first()?;
-        let root = self.entries.iter().find(|(key, _)| key == first).map(|(_, node)| node)?;
+        let mut entries = self.iteration.iter().chain(self.entries.iter());
+        let root = entries.find(|(key, _)| key == first).map(|(_, node)| node)?;
         rest.iter().try_fold(root, |node, key| node.step(key))
     }
 
@@ -173,10 +241,11 @@ impl Context {
                 Value::String(text) => self.load_file(files, text, folder)?,
                 map => {
                     let source = stage.map_or_else(|| format!("vars[{i}]"), |stage| format!("{stage}.vars[{i}]"));
+                    let source: Rc<str> = source.into();
                     let entries = map
                         .entries()
                         .iter()
-                        .map(|(key, value)| (key.clone(), Node::new(value.clone(), Some(&source), key, false)));
+                        .map(|(key, value)| (key.clone(), Node::new(value.clone(), Source::new(&source, key, false))));
                     let entries = entries.collect();
                     self.merge(entries)
                 }
@@ -216,17 +285,18 @@ impl Context {
         let Value::Map(entries) = value else {
             return Ok(Err(format!("expected a dictionary, got '{}' in file '{shown}'", type_name(value))));
         };
+        let source: Rc<str> = shown.as_str().into();
+        let node =
+            |key: &str, value: &Value| (key.to_owned(), Node::new(value.clone(), Source::new(&source, key, true)));
         let mut nodes = Vec::new();
         for key in &keys {
             let Some((_, value)) = entries.iter().find(|(name, _)| name == key) else {
                 return Ok(Err(format!("could not find '{key}' in '{shown}'")));
             };
-            nodes.push((key.clone(), Node::new(value.clone(), Some(&shown), key, true)));
+            nodes.push(node(key, value));
         }
         if keys.is_empty() {
-            nodes.extend(
-                entries.iter().map(|(key, value)| (key.clone(), Node::new(value.clone(), Some(&shown), key, true))),
-            );
+            nodes.extend(entries.iter().map(|(key, value)| node(key, value)));
         }
         if let Err(reason) = self.merge(nodes) {
             return Ok(Err(reason));
@@ -240,23 +310,27 @@ impl Context {
     }
 
     fn merge(&mut self, nodes: Vec<(String, Node)>) -> Result<(), LoadError> {
-        if let Some((key, _)) = nodes.iter().find(|(key, _)| self.reserved.contains(key)) {
+        let is_reserved = |key: &String| self.iteration.iter().any(|(reserved, _)| reserved == key);
+        if let Some((key, _)) = nodes.iter().find(|(key, _)| is_reserved(key)) {
             return Err(format!("attempted to modify reserved key '{key}'"));
         }
-        merge(&mut self.entries, nodes, "")
+        merge(Rc::make_mut(&mut self.entries), nodes, "")
     }
 }
 
 /// Adds variables; dictionaries are merged.
 fn merge(into: &mut Vec<(String, Node)>, nodes: Vec<(String, Node)>, prefix: &str) -> Result<(), LoadError> {
+    let mut places: HashMap<String, usize> =
+        into.iter().enumerate().map(|(place, (key, _))| (key.clone(), place)).collect();
     for (key, node) in nodes {
-        let Some((_, old)) = into.iter_mut().find(|(name, _)| *name == key) else {
+        let Some(place) = places.get(&key) else {
+            places.insert(key.clone(), into.len());
             into.push((key, node));
             continue;
         };
         let path = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
-        match (old, node) {
-            (Node::Map(old), Node::Map(new)) => merge(old, new, &path)?,
+        match (&mut into[*place].1, node) {
+            (Node::Map(old), Node::Map(new)) => merge(Rc::make_mut(old), Rc::unwrap_or_clone(new), &path)?,
             (old, new) => {
                 let name = |node: &Node| node.source().and_then(|source| source.name.clone()).unwrap_or_default();
                 return Err(format!(
@@ -273,12 +347,13 @@ fn merge(into: &mut Vec<(String, Node)>, nodes: Vec<(String, Node)>, prefix: &st
 impl Lookup for Context {
     fn find(&mut self, keys: &[&str], name: &str) -> Result<Value, TemplateError> {
         let node = self.node(keys).ok_or_else(|| TemplateError::NotFound(name.to_owned()))?;
+        self.take_bytes(node.bytes())?;
         let value = node.to_value();
         // As in DVC, a use of a dictionary is not recorded.
         if let Node::Scalar(_, source) | Node::List(_, source) = node
             && let (Some(file), true) = (&source.name, source.is_file)
         {
-            let (file, path) = (file.clone(), source.path.clone());
+            let (file, path) = (file.to_string(), source.path());
             match self.used.iter_mut().find(|(known, _)| *known == file) {
                 Some((_, keys)) if keys.contains(&path) => {}
                 Some((_, keys)) => keys.push(path),
@@ -286,5 +361,9 @@ impl Lookup for Context {
             }
         }
         Ok(value)
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<(), TemplateError> {
+        self.take_bytes(bytes)
     }
 }

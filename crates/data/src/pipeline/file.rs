@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::context::{Context, DEFAULT_PARAMS_FILE, LoadError, Node};
 use super::files::Files;
+use super::keyed::Keyed;
 use super::schema;
 use super::template::{self, Place, TemplateError, Unpacking};
 use super::value::{canonical, text as text_of, type_name};
@@ -73,7 +74,7 @@ impl PipelineFile {
             shown: files.display(path),
             text: text.to_owned(),
             value,
-            context: Context::default(),
+            context: Context::new(files.allowance()),
             unpacking,
         };
         if let Err(invalid) = schema::check(&file.value) {
@@ -82,7 +83,7 @@ impl PipelineFile {
             return Err(file.error(&invalid.path, format!("{}{place}", invalid.reason)));
         }
         let folder = file.folder().to_owned();
-        let mut context = Context::default();
+        let mut context = file.context.clone();
         if files.params(&folder.join(DEFAULT_PARAMS_FILE))?.is_some() {
             let loaded = context.load_file(files, DEFAULT_PARAMS_FILE, &folder)?;
             loaded.map_err(|reason| file.failed(&["vars"], "vars", &reason))?;
@@ -133,37 +134,50 @@ impl PipelineFile {
     /// [`DataError::File`] with the line of the stage or key that cannot be expanded.
     pub fn stages(&self, files: &mut Files<'_>) -> Result<Vec<Expanded>, DataError> {
         let mut stages = Vec::new();
-        for (name, definition) in self.value.get("stages").map_or(&[][..], Value::entries) {
+        let definitions = self.value.get("stages").map_or(&[][..], Value::entries);
+        let lines = yaml::lines_in(&self.text, "stages");
+        for (name, definition) in definitions {
+            let line = lines.get(name).copied().unwrap_or_default();
             if let Some(items) = definition.get("foreach") {
                 let template = definition.get("do").unwrap_or(&Value::Null);
                 self.check(name, template, &["do"])?;
-                for (key, item, has_key) in self.iteration(name, items)? {
+                let items = self.iteration(name, items)?;
+                self.check_count(name, stages.len(), items.len())?;
+                for (key, item, has_key) in items {
                     let mut context = self.context.clone();
                     context.set("item", item);
                     if has_key {
                         context.set("key", Node::own(Value::String(key.clone())));
                     }
-                    stages.push(self.expand(name, Some(&key), template, context, files)?);
+                    stages.push(self.expand((name, line), Some(&key), template, context, files)?);
                 }
             } else if let Some(matrix) = definition.get("matrix") {
                 let entries = definition.entries().iter().filter(|(key, _)| key != "matrix").cloned().collect();
                 let template = Value::Map(entries);
                 self.check(name, &template, &[])?;
-                for (key, item) in self.combinations(name, matrix)? {
+                let items = self.combinations(name, matrix)?;
+                self.check_count(name, stages.len(), items.len())?;
+                for (key, item) in items {
                     let mut context = self.context.clone();
                     context.set("key", Node::own(Value::String(key.clone())));
                     context.set("item", item);
-                    stages.push(self.expand(name, Some(&key), &template, context, files)?);
+                    stages.push(self.expand((name, line), Some(&key), &template, context, files)?);
                 }
             } else {
                 self.check(name, definition, &[])?;
-                stages.push(self.expand(name, None, definition, self.context.clone(), files)?);
-            }
-            if stages.len() > MAX_STAGES {
-                return Err(self.failed(&["stages", name], &format!("stages.{name}"), "there are too many stages"));
+                self.check_count(name, stages.len(), 1)?;
+                stages.push(self.expand((name, line), None, definition, self.context.clone(), files)?);
             }
         }
         Ok(stages)
+    }
+
+    /// Fails if a file has too many stages with those of a group, before they are expanded.
+    fn check_count(&self, name: &str, before: usize, added: usize) -> Result<(), DataError> {
+        match before + added > MAX_STAGES {
+            true => Err(self.failed(&["stages", name], &format!("stages.{name}"), "there are too many stages")),
+            false => Ok(()),
+        }
     }
 
     fn check(&self, name: &str, template: &Value, below: &[&str]) -> Result<(), DataError> {
@@ -182,20 +196,20 @@ impl PipelineFile {
         let what = format!("stages.{name}.foreach");
         let failed = |error: TemplateError| self.failed(&place, &what, &error.to_string());
         match self.context.items(items, self.unpacking).map_err(failed)? {
-            Node::Map(entries) => Ok(entries.into_iter().map(|(key, value)| (key, value, true)).collect()),
+            Node::Map(entries) => Ok(entries.iter().map(|(key, value)| (key.clone(), value.clone(), true)).collect()),
             Node::List(items, _) => {
                 let by_index = items.iter().any(|item| !matches!(item, Node::Scalar(..)));
-                let mut keyed: Vec<(String, Node, bool)> = Vec::new();
-                for (i, item) in items.into_iter().enumerate() {
+                let mut keyed = Keyed::default();
+                for (i, item) in items.iter().enumerate() {
                     let key = match by_index {
                         true => i.to_string(),
                         false => template::to_text(&item.to_value(), self.unpacking).map_err(failed)?,
                     };
-                    if !keyed.iter().any(|(known, ..)| *known == key) {
-                        keyed.push((key, item, false));
+                    if !keyed.has(&key) {
+                        keyed.set(key, item.clone());
                     }
                 }
-                Ok(keyed)
+                Ok(keyed.into_entries().into_iter().map(|(key, item)| (key, item, false)).collect())
             }
             Node::Scalar(other, _) => {
                 let place: Vec<String> = place.iter().map(|step| (*step).to_owned()).collect();
@@ -219,7 +233,7 @@ impl PipelineFile {
             ));
         };
         let mut combinations: Vec<Combination> = vec![(Vec::new(), Vec::new())];
-        for (variable, values) in &variables {
+        for (variable, values) in variables.iter() {
             let Node::List(values, _) = values else {
                 let reason = format!("expected list for '{variable}', got {}", type_name(&values.to_value()));
                 return Err(self.failed(&place, &what, &reason));
@@ -234,6 +248,9 @@ impl PipelineFile {
                         Node::List(..) | Node::Map(_) => format!("{variable}{i}"),
                         Node::Scalar(scalar, _) => template::to_text(scalar, self.unpacking).map_err(failed)?,
                     };
+                    let copied = fragments.iter().chain([&fragment]).map(String::len).sum::<usize>();
+                    let names = item.iter().map(|(name, _)| name.len()).sum::<usize>() + variable.len();
+                    self.context.take_bytes(copied + names).map_err(failed)?;
                     let (mut fragments, mut item) = (fragments.clone(), item.clone());
                     fragments.push(fragment);
                     item.push((variable.clone(), value.clone()));
@@ -242,20 +259,16 @@ impl PipelineFile {
             }
             combinations = next;
         }
-        let mut keyed: Vec<(String, Node)> = Vec::new();
+        let mut keyed = Keyed::default();
         for (fragments, item) in combinations {
-            let (key, item) = (fragments.join("-"), Node::Map(item));
-            match keyed.iter_mut().find(|(known, _)| *known == key) {
-                Some(entry) => entry.1 = item,
-                None => keyed.push((key, item)),
-            }
+            keyed.set(fragments.join("-"), Node::map(item));
         }
-        Ok(keyed)
+        Ok(keyed.into_entries())
     }
 
     fn expand(
         &self,
-        group: &str,
+        (group, line): (&str, usize),
         key: Option<&str>,
         definition: &Value,
         mut context: Context,
@@ -273,6 +286,7 @@ impl PipelineFile {
             let message = format!("failed to parse 'stages.{name}.{key}' in '{}': {reason}", self.shown);
             self.error(&place(key), message)
         };
+        context.take_bytes(name.len()).map_err(|error| failed("cmd", error.to_string()))?;
         let wdir = match definition.get("wdir").and_then(Value::as_str) {
             Some(wdir) => {
                 let resolved = template::resolve_text(wdir, &mut context, Place::Other, self.unpacking);
@@ -296,7 +310,6 @@ impl PipelineFile {
         }
         let value = Value::Map(resolved);
         let is_parametrized = key.is_some() || value != *definition;
-        let line = yaml::line_of(&self.text, &["stages".to_owned(), group.to_owned()]);
         Ok(Expanded { name, value, used: context.take_used(), is_parametrized, line })
     }
 
@@ -333,6 +346,7 @@ impl PipelineFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allowance::Allowance;
 
     fn parse(text: &str, params: &str) -> Result<(PipelineFile, Vec<Expanded>), DataError> {
         let read = |path: &Path| {
@@ -381,6 +395,51 @@ mod tests {
         assert_eq!(file.section("plots").unwrap(), yaml::parse("[dir/p, {x: {title: dir}}]").unwrap());
         assert_eq!(file.section("artifacts").unwrap(), yaml::parse("{dir: {path: m}}").unwrap());
         assert_eq!(file.section("metrics").unwrap(), Value::Null);
+    }
+
+    fn failure(text: &str, params: &str) -> String {
+        parse(text, params).map(|(_, stages)| stages.len()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn templates_do_not_expand_to_more_than_is_read() {
+        let value = "x".repeat(64 << 10);
+        let params = format!("v: {value}\nlist: {:?}\n", (0..3000).collect::<Vec<_>>());
+        for text in [
+            format!("stages:\n  a:\n    cmd: {}\n", "${v}".repeat(3000)),
+            "stages:\n  a:\n    foreach: ${list}\n    do: {cmd: '${v} ${item}'}\n".to_owned(),
+            format!("stages:\n  a:\n    foreach: ${{list}}\n    do: {{cmd: 'a', desc: {value}}}\n"),
+            format!("stages:\n  a:\n    matrix: {{x: ['{value}'], y: '${{list}}'}}\n    cmd: a\n"),
+            format!("stages:\n  {value}:\n    foreach: ${{list}}\n    do: {{cmd: a}}\n"),
+        ] {
+            let reason = failure(&text, &params);
+            assert!(reason.contains("expand to more than"), "{reason}");
+        }
+        let keys: String = (0..3000).map(|i| format!("    k{i}: 1\n")).collect();
+        let reason = failure("stages:\n  a:\n    cmd: run ${d}\n", &format!("d:\n  {value}:\n{keys}"));
+        assert!(reason.contains("options of more than"), "{reason}");
+    }
+
+    #[test]
+    fn stages_are_counted_before_they_are_expanded() {
+        let items: String = (0..=MAX_STAGES).map(|i| format!("- {i}\n")).collect();
+        let params = format!("list:\n{items}");
+        for group in ["foreach: ${list}\n    do: {cmd: '${item}'}", "matrix: {x: '${list}'}\n    cmd: a"] {
+            let reason = failure(&format!("stages:\n  a:\n    {group}\n"), &params);
+            assert!(reason.contains("too many stages"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn templates_are_not_expanded_for_a_client_that_is_gone() {
+        let (allowance, stop) = Allowance::of_request();
+        let read = |_: &Path| Ok(None);
+        let mut files = Files::new(Path::new("/p"), &read).within(&allowance);
+        let text = "stages:\n  a:\n    cmd: x\n";
+        let file = PipelineFile::parse(Path::new("/p/dvc.yaml"), text, &mut files, Unpacking::default()).unwrap();
+        assert_eq!(file.stages(&mut files).unwrap().len(), 1);
+        drop(stop);
+        assert!(file.stages(&mut files).unwrap_err().to_string().contains("its client is gone"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::params;
+use crate::allowance::Allowance;
 use crate::error::DataError;
 use crate::yaml::Value;
 
@@ -19,12 +20,23 @@ pub struct Files<'a> {
     /// The folder to which paths are relative for the user.
     root: PathBuf,
     params: HashMap<PathBuf, Option<Value>>,
+    allowance: Allowance,
 }
 
 impl<'a> Files<'a> {
     /// Files that `read` reads, in the project `root`.
     pub fn new(root: &Path, read: &'a Read<'a>) -> Self {
-        Self { read, root: root.to_owned(), params: HashMap::new() }
+        Self { read, root: root.to_owned(), params: HashMap::new(), allowance: Allowance::default() }
+    }
+
+    /// The same files, whose pipelines have the limits of a request.
+    pub(crate) fn within(self, allowance: &Allowance) -> Self {
+        Self { allowance: allowance.clone(), ..self }
+    }
+
+    /// The limits of their pipelines.
+    pub(super) fn allowance(&self) -> &Allowance {
+        &self.allowance
     }
 
     /// The root of the project.

@@ -8,6 +8,7 @@ mod context;
 pub(crate) mod entry;
 mod file;
 pub mod files;
+mod keyed;
 pub mod lock;
 pub mod params;
 pub(crate) mod process;
@@ -41,5 +42,10 @@ pub fn load(path: &Path, text: &str, files: &mut Files<'_>, unpacking: Unpacking
         None => LockFile::default(),
     };
     let root = files.root().to_owned();
-    file.stages(files)?.into_iter().map(|expanded| recipe::stage(path, &root, expanded, &lock)).collect()
+    let expanded = file.stages(files)?;
+    let stage = |expanded| {
+        files.allowance().check()?;
+        recipe::stage(path, &root, expanded, &lock)
+    };
+    expanded.into_iter().map(stage).collect()
 }

@@ -86,7 +86,7 @@ pub(super) fn stage(path: &Path, root: &Path, expanded: Expanded, lock: &LockFil
 pub(crate) fn restored_outputs(stage: &Stage, root: &Path, record: &Value) -> Result<Vec<Output>, DataError> {
     let Some(recipe) = &stage.recipe else { return Ok(Vec::new()) };
     let outs = record.get("outs").map_or(&[][..], Value::items).iter();
-    outs.map(|out| Output::parse(out, &recipe.wdir, root, &stage.file)).collect()
+    outs.map(|out| Output::parse_out(out, &recipe.wdir, root, &stage.file)).collect()
 }
 
 /// Where the outputs of a stage are.
@@ -117,7 +117,8 @@ impl Place<'_> {
             }
             None => entries.push(("hash".into(), Value::string("md5"))),
         }
-        let mut output = Output::parse(&Value::Map(entries), self.wdir, self.root, self.lock_path)?;
+        let parse = if key == "outs" { Output::parse_out } else { Output::parse };
+        let mut output = parse(&Value::Map(entries), self.wdir, self.root, self.lock_path)?;
         output.kind = kind;
         Ok(output)
     }

@@ -1,7 +1,13 @@
 //! Interpolation: `${…}` in the texts of a `dvc.yaml`.
 
+use super::keyed::Keyed;
 use super::value::{text, type_name};
 use crate::yaml::Value;
+
+/// About as many bytes as a value takes besides its text.
+pub(super) const NODE_BYTES: usize = 24;
+/// Maximum bytes of the options that a dictionary becomes, whose names repeat the keys above them.
+const MAX_OPTION_BYTES: usize = 16 << 20;
 
 /// Why a text cannot be interpolated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +18,8 @@ pub enum TemplateError {
     NotFound(String),
     /// The value cannot be part of a text.
     Type(String),
+    /// The templates expand to too much.
+    Limit(String),
 }
 
 impl std::fmt::Display for TemplateError {
@@ -23,7 +31,7 @@ impl std::fmt::Display for TemplateError {
                  themselves"
             ),
             Self::NotFound(name) => write!(f, "Could not find '{name}'"),
-            Self::Type(reason) => f.write_str(reason),
+            Self::Type(reason) | Self::Limit(reason) => f.write_str(reason),
         }
     }
 }
@@ -124,6 +132,15 @@ pub trait Lookup {
     /// # Errors
     /// [`TemplateError::NotFound`]
     fn find(&mut self, keys: &[&str], name: &str) -> Result<Value, TemplateError>;
+
+    /// Takes bytes of what templates may expand to.
+    ///
+    /// # Errors
+    /// [`TemplateError::Limit`]
+    fn take(&mut self, bytes: usize) -> Result<(), TemplateError> {
+        let _ = bytes;
+        Ok(())
+    }
 }
 
 /// What may be interpolated in a value.
@@ -147,25 +164,22 @@ pub fn resolve(
     place: Place,
     unpacking: Unpacking,
 ) -> Result<Value, TemplateError> {
+    lookup.take(NODE_BYTES)?;
     Ok(match value {
         Value::String(template) => resolve_text(template, lookup, place, unpacking)?,
         Value::List(items) => Value::List(
             items.iter().map(|item| resolve(item, lookup, place, unpacking)).collect::<Result<Vec<_>, _>>()?,
         ),
         Value::Map(entries) => {
-            let mut resolved: Vec<(String, Value)> = Vec::with_capacity(entries.len());
+            let mut resolved = Keyed::default();
             for (key, value) in entries {
                 let key = match resolve_text(key, lookup, place, unpacking)? {
                     Value::String(key) => key,
                     other => text(&other),
                 };
-                let value = resolve(value, lookup, place, unpacking)?;
-                match resolved.iter_mut().find(|(known, _)| *known == key) {
-                    Some(entry) => entry.1 = value,
-                    None => resolved.push((key, value)),
-                }
+                resolved.set(key, resolve(value, lookup, place, unpacking)?);
             }
-            Value::Map(resolved)
+            Value::Map(resolved.into_entries())
         }
         other => other.clone(),
     })
@@ -181,6 +195,7 @@ pub fn resolve_text(
     place: Place,
     unpacking: Unpacking,
 ) -> Result<Value, TemplateError> {
+    lookup.take(template.len())?;
     let parts = parts(template);
     if let [Part::Expression(expression)] = parts.as_slice() {
         let value = lookup.find(&keys(expression)?, expression)?;
@@ -224,23 +239,42 @@ pub fn to_text(value: &Value, unpacking: Unpacking) -> Result<String, TemplateEr
     Ok(match value {
         Value::Bool(value) => value.to_string(),
         Value::Map(_) => {
-            let mut options = Vec::new();
+            let mut options = Options::default();
             unpack(value, "", unpacking, &mut options)?;
-            options.join(" ")
+            options.words.join(" ")
         }
         other => text(other),
     })
 }
 
-fn unpack(value: &Value, prefix: &str, unpacking: Unpacking, options: &mut Vec<String>) -> Result<(), TemplateError> {
+/// The options that a dictionary becomes.
+#[derive(Default)]
+struct Options {
+    words: Vec<String>,
+    bytes: usize,
+}
+
+impl Options {
+    fn add(&mut self, option: String) -> Result<(), TemplateError> {
+        self.bytes += option.len();
+        if self.bytes > MAX_OPTION_BYTES {
+            let maximum = slipway_core::units::bytes(MAX_OPTION_BYTES as u64);
+            return Err(TemplateError::Limit(format!("a dictionary becomes options of more than {maximum}")));
+        }
+        self.words.push(option);
+        Ok(())
+    }
+}
+
+fn unpack(value: &Value, prefix: &str, unpacking: Unpacking, options: &mut Options) -> Result<(), TemplateError> {
     for (key, value) in value.entries() {
         let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         match value {
             Value::Map(_) => unpack(value, &name, unpacking, options)?,
-            Value::Bool(true) => options.push(format!("--{name}")),
-            Value::Bool(false) if unpacking.negated_flags => options.push(format!("--no-{name}")),
+            Value::Bool(true) => options.add(format!("--{name}"))?,
+            Value::Bool(false) if unpacking.negated_flags => options.add(format!("--no-{name}"))?,
             Value::Bool(false) => {}
-            Value::String(text) => options.push(format!("--{name} {}", quote(text))),
+            Value::String(text) => options.add(format!("--{name} {}", quote(text)))?,
             Value::List(items) => {
                 let words = items.iter().map(|item| match item {
                     Value::String(text) => Ok(quote(text)),
@@ -251,12 +285,12 @@ fn unpack(value: &Value, prefix: &str, unpacking: Unpacking, options: &mut Vec<S
                 });
                 let words: Vec<String> = words.collect::<Result<_, _>>()?;
                 if unpacking.repeated_options {
-                    options.extend(words.iter().map(|word| format!("--{name} {word}")));
+                    words.iter().try_for_each(|word| options.add(format!("--{name} {word}")))?;
                 } else if !words.is_empty() {
-                    options.push(format!("--{name} {}", words.join(" ")));
+                    options.add(format!("--{name} {}", words.join(" ")))?;
                 }
             }
-            scalar => options.push(format!("--{name} {}", text(scalar))),
+            scalar => options.add(format!("--{name} {}", text(scalar)))?,
         }
     }
     Ok(())

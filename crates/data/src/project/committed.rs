@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Project, is_stage_file};
+use crate::allowance::Allowance;
 use crate::error::DataError;
 use crate::pipeline::template::Unpacking;
 use crate::pipeline::{self, DEFAULT_PARAMS_FILE, Files};
@@ -16,7 +17,8 @@ use crate::stage::{LOCK_FILE, PIPELINE_FILE, Stage};
 pub fn stages_at(project: &Project, commit: &str) -> Result<Vec<Stage>, DataError> {
     let Some(git) = &project.git else { return Ok(Vec::new()) };
     let unpacking = pipeline::unpacking(&project.config);
-    let stages = stages_in(git, &project.root, commit, unpacking, &|path| project.is_ignored(path))?;
+    let is_ignored = |path: &Path| project.is_ignored(path);
+    let stages = stages_in(git, &project.root, commit, (unpacking, &project.allowance), &is_ignored)?;
     project.keep_manifests(&stages);
     Ok(stages)
 }
@@ -25,11 +27,11 @@ pub fn stages_at(project: &Project, commit: &str) -> Result<Vec<Stage>, DataErro
 ///
 /// # Errors
 /// If the commit or a file in it cannot be read.
-pub fn stages_in(
+pub(crate) fn stages_in(
     git: &Git,
     root: &Path,
     commit: &str,
-    unpacking: Unpacking,
+    (unpacking, allowance): (Unpacking, &Allowance),
     is_ignored: &dyn Fn(&Path) -> Result<bool, DataError>,
 ) -> Result<Vec<Stage>, DataError> {
     let prefix = root.strip_prefix(git.root()).unwrap_or(Path::new("")).to_owned();
@@ -39,6 +41,7 @@ pub fn stages_in(
         path.starts_with(&prefix) && (is_stage_file(path) || is_beside_pipeline)
     };
     let files = git.read(commit, select)?;
+    allowance.stage_files(files.iter().map(|(path, bytes)| (path.as_path(), bytes.len())))?;
     let read = |path: &Path| -> Result<Option<String>, DataError> {
         let path = path.strip_prefix(git.root()).unwrap_or(path);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -47,7 +50,11 @@ pub fn stages_in(
             Some(bytes) => Ok(Some(text(bytes))),
             None if name == LOCK_FILE || name == DEFAULT_PARAMS_FILE => Ok(None),
             // Other parameter files are rare, and not known before the pipelines are read.
-            None => Ok(git.read(commit, |other| Path::new(other) == path)?.get(path).map(|bytes| text(bytes))),
+            None => {
+                let found = git.read(commit, |other| Path::new(other) == path)?;
+                allowance.stage_files(found.iter().map(|(path, bytes)| (path.as_path(), bytes.len())))?;
+                Ok(found.get(path).map(|bytes| text(bytes)))
+            }
         }
     };
     let mut paths: Vec<_> = files.keys().filter(|path| is_stage_file(path)).collect();
@@ -60,7 +67,7 @@ pub fn stages_in(
         }
         let text = read(&full)?.unwrap_or_default();
         if path.file_name().is_some_and(|name| name == PIPELINE_FILE) {
-            stages.extend(pipeline::load(&full, &text, &mut Files::new(root, &read), unpacking)?);
+            stages.extend(pipeline::load(&full, &text, &mut Files::new(root, &read).within(allowance), unpacking)?);
         } else {
             stages.push(Stage::parse(&full, root, text)?);
         }

@@ -12,6 +12,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderName, HeaderValue, LAST_MODIFIED, RANGE};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, redirect};
 use slipway_core::tls::{self, Trust};
+use slipway_store::reach::Reach;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::backend::{Backend, Chunks, Entry, Failure, Reply};
@@ -39,12 +40,14 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client with these timeouts, which sends the authentication to this server only.
+    /// A client with these timeouts, which reaches these servers, and sends the authentication to the first one only.
     pub(crate) fn new(
         tls: rustls::ClientConfig,
         timeouts: (Option<Duration>, Option<Duration>),
         authentication: Authentication,
+        reach: &Reach,
     ) -> Result<Self, DataError> {
+        let allowed = reach.clone();
         let is_authenticated = authentication.is_some();
         // A redirect to another server must not receive the credentials.
         let follow = redirect::Policy::custom(move |attempt| {
@@ -53,11 +56,13 @@ impl Client {
                 attempt.error("too many redirects")
             } else if is_authenticated && first != Some(attempt.url().origin()) {
                 attempt.stop()
+            } else if let Err(reason) = allowed.check(attempt.url()) {
+                attempt.error(reason)
             } else {
                 attempt.follow()
             }
         });
-        let builder = reqwest::Client::builder().tls_backend_preconfigured(tls).redirect(follow);
+        let builder = reach.limit(reqwest::Client::builder()).tls_backend_preconfigured(tls).redirect(follow);
         let http = builder.connect_timeout(timeouts.0.unwrap_or(DEFAULT_TIMEOUT)).build();
         let http = http.map_err(|error| DataError::Config(format!("the HTTP client: {}", cause(&error))))?;
         Ok(Self { http, authentication, read_timeout: timeouts.1.unwrap_or(DEFAULT_TIMEOUT) })
@@ -67,7 +72,7 @@ impl Client {
     pub(crate) fn open(settings: &Settings) -> Result<Self, DataError> {
         let authentication = authentication_of(settings)?;
         let timeouts = (settings.seconds("connect_timeout")?, settings.seconds("read_timeout")?);
-        Self::new(tls_of(settings)?, timeouts, authentication)
+        Self::new(tls_of(settings)?, timeouts, authentication, &settings.reach)
     }
 
     /// A request with the authentication.

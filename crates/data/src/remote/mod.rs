@@ -4,6 +4,7 @@
 mod backend;
 mod batches;
 pub(crate) mod bucket;
+mod foreign;
 mod google;
 mod http;
 mod known;
@@ -75,7 +76,8 @@ impl Remote {
         let name = name.to_lowercase();
         let options = resolve(config, &name)?;
         schema::check(&name, &options)?;
-        let settings = Settings::new(&name, options);
+        let settings = Settings::new(&name, options).within(config.reach());
+        foreign::check(&settings)?;
         if versioned::is_versioned(config, Some(&name))? {
             return Err(DataError::Config(format!("'{command}' is unsupported for cloud versioned remotes")));
         }
@@ -178,6 +180,11 @@ impl Remote {
     /// The path or URL of an object.
     pub fn location_of(&self, object: &(HashName, Digest)) -> String {
         format!("{}/{}", self.url.trim_end_matches('/'), path_of(object))
+    }
+
+    /// The folder of a remote on this machine.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        if let Kind::Folder { root, .. } = &self.kind { Some(root) } else { None }
     }
 
     /// Whether the remote is a local folder, so that [`Self::copy`] transfers its objects without waiting for a network.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use slipway_store::reach::Reach;
+
 use crate::error::DataError;
 use crate::schema::Options;
 
@@ -23,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     /// Its URL or path.
     pub(crate) url: String,
+    /// Which servers it may lead to.
+    pub(crate) reach: Reach,
     options: Options,
 }
 
@@ -30,7 +34,12 @@ impl Settings {
     /// The options of a remote, with its URL among them.
     pub(crate) fn new(name: &str, mut options: Options) -> Self {
         let url = options.remove("url").unwrap_or_default();
-        Self { name: name.to_owned(), url, options }
+        Self { name: name.to_owned(), url, reach: Reach::Any, options }
+    }
+
+    /// The same options of a remote that leads to these servers only.
+    pub(crate) fn within(self, reach: &Reach) -> Self {
+        Self { reach: reach.clone(), ..self }
     }
 
     /// The value of an option.

@@ -48,7 +48,7 @@ impl Server {
             _ => tls_of(settings)?,
         };
         let timeouts = (settings.seconds("connect_timeout")?, settings.seconds("read_timeout")?);
-        let client = Client::new(tls, timeouts, authentication)?;
+        let client = Client::new(tls, timeouts, authentication, &settings.reach)?;
         Ok(Self { client, base: settings.url.trim_end_matches('/').to_owned(), lacks_batches: AtomicBool::new(false) })
     }
 

@@ -85,7 +85,8 @@ impl Versioned {
         let name = name.or_else(|| config.get("core", "remote")).unwrap_or_default().to_lowercase();
         let options = resolve(config, &name)?;
         schema::check(&name, &options)?;
-        let settings = Settings::new(&name, options);
+        let settings = Settings::new(&name, options).within(config.reach());
+        super::foreign::check(&settings)?;
         let scheme = schema::scheme(&settings.url);
         if scheme != "s3" {
             return Err(DataError::Config(format!(

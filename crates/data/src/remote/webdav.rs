@@ -47,7 +47,7 @@ impl WebDav {
             (None, None, None, None) => None,
         };
         let timeout = settings.seconds("timeout")?;
-        let client = Client::new(tls_of(settings)?, (timeout, timeout), authentication)?;
+        let client = Client::new(tls_of(settings)?, (timeout, timeout), authentication, &settings.reach)?;
         let (scheme, rest) = settings.url.split_once("://").unwrap_or(("webdav", &settings.url));
         let scheme = if scheme.eq_ignore_ascii_case("webdavs") { "https" } else { "http" };
         let base = format!("{scheme}://{}", rest.trim_end_matches('/'));

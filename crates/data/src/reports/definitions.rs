@@ -59,7 +59,7 @@ impl Definitions {
         let mut found = Self::default();
         let read = |path: &Path| tree.read_text(path);
         let project = tree.project();
-        let mut files = Files::new(&project.root, &read);
+        let mut files = Files::new(&project.root, &read).within(&project.allowance);
         tree.stages().iter().for_each(|stage| found.add_stage(stage, &project.root));
         for path in tree.pipelines()? {
             let Some(content) = tree.read_text(&path)? else { continue };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use md5::{Digest as _, Md5};
 
 use super::repository::Repository;
+use crate::allowance::Allowance;
 use crate::cache::Cache;
 use crate::config::{normalise, relative_path};
 use crate::error::DataError;
@@ -55,8 +56,13 @@ pub(super) fn locate(repository: &Repository, path: &str) -> Result<Tracked, Dat
     }
     let mut tracked = Vec::new();
     for project in projects(repository, &relative)? {
-        let stages =
-            stages_in(git, &git.root().join(&project), &repository.commit, Unpacking::default(), &|_| Ok(false))?;
+        let stages = stages_in(
+            git,
+            &git.root().join(&project),
+            &repository.commit,
+            (Unpacking::default(), &Allowance::default()),
+            &|_| Ok(false),
+        )?;
         if let Some((stage, output)) = find_output(&stages, &full) {
             let root = output.path.as_deref().unwrap_or(&full);
             let part = if root == full { String::new() } else { relative_path(&full, root).to_string_lossy().into() };

@@ -19,6 +19,7 @@ use slipway_core::data_volume::FILE;
 use super::locate::Content;
 use crate::cache::Cache;
 use crate::error::DataError;
+use crate::ignore::is_reserved;
 use crate::incoming::{TEMPORARY, temporary_name};
 use crate::model::{Digest, HashName};
 
@@ -116,6 +117,9 @@ impl Trees {
         let tree = unfinished.join("tree");
         let mut folders = BTreeSet::from([tree.clone()]);
         for (path, _) in &content.files {
+            if is_reserved(Path::new(path)) {
+                return Err(DataError::Reserved(path.into()));
+            }
             let file = self.file(&tree, path);
             folders.extend(file.ancestors().skip(1).take_while(|folder| *folder != tree).map(Path::to_owned));
         }
@@ -198,4 +202,25 @@ fn make_writable(folder: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_has_no_folder_of_git() {
+        let folder = tempfile::tempdir().unwrap();
+        let trees = Trees::open(folder.path()).unwrap();
+        let cache = Cache::new(&folder.path().join("cache"), HashName::Md5, false);
+        let digest = Digest::of_file([7; 16]);
+        cache.put(&digest, b"x").unwrap();
+        let create = |path: &str| {
+            let files = vec![(path.to_owned(), digest)];
+            let content = Content { digest, hash: HashName::Md5, is_exec: false, files, manifest: None, bytes: None };
+            trees.create("a", &content, &cache)
+        };
+        create("sub/file").unwrap();
+        assert!(matches!(create("sub/.git/config"), Err(DataError::Reserved(_))));
+    }
 }

@@ -13,7 +13,7 @@ mod scalar;
 
 pub use edit::edit;
 pub use emit::emit;
-pub use parse::{ParseError, line_of, parse};
+pub use parse::{ParseError, line_of, lines_in, parse};
 
 /// A YAML value. Mappings keep their order.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,6 +3,7 @@
 
 mod scalars;
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::Value;
@@ -88,6 +89,16 @@ pub fn line_of(text: &str, path: &[String]) -> usize {
         (at, node) = (start, found);
     }
     text[..at].matches('\n').count() + 1
+}
+
+/// The lines, from 1, of the entries of the mapping that a key at the top has, by their keys.
+pub fn lines_in(text: &str, key: &str) -> HashMap<String, usize> {
+    let Ok(Some(Node { value: Kind::Map(entries), .. })) = parse_nodes(text) else { return HashMap::new() };
+    let Some(entry) = entries.into_iter().find(|entry| entry.key == key) else { return HashMap::new() };
+    let Kind::Map(entries) = entry.value.value else { return HashMap::new() };
+    let breaks: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+    let line = |at: usize| breaks.partition_point(|end| *end < at) + 1;
+    entries.into_iter().map(|entry| (entry.key, line(entry.start))).collect()
 }
 
 pub(super) fn parse_nodes(text: &str) -> Result<Option<Node>, ParseError> {

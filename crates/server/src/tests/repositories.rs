@@ -398,3 +398,30 @@ async fn limits_end_the_reading_of_huge_repositories() {
     }
     assert_eq!(server.send_as("owner", "GET", &format!("{ALL}/r/datasets"), "").await.status, 200);
 }
+
+/// Who commits to a repository chooses neither the cache nor the remote that the server reads on its machine.
+#[tokio::test]
+async fn links_of_a_repository_do_not_lead_to_data_of_others() {
+    let server = TestServer::open().await;
+    let (repository, other) = (Repository::new(), Repository::new());
+    let digest = other.put(b"theirs");
+    repository.write("a.dvc", &format!("outs:\n- md5: {digest}\n  hash: md5\n  path: a\n"));
+    let remote = |url: &str| {
+        repository.write(".dvc/config", &format!("[core]\n    remote = r\n['remote \"r\"']\n    url = {url}\n"));
+    };
+    remote("../store/cache");
+    std::os::unix::fs::symlink(other.path().join(".dvc"), repository.path().join("store")).unwrap();
+    repository.commit("With a link");
+    register(&server, "linked", repository.path()).await;
+    let preview = || server.send_as("reader", "GET", "/api/v1/data/repositories/linked/preview?path=a", "");
+    assert!(preview().await.status.is_client_error());
+    // A link that is not in Git is the arrangement of who owns the work tree.
+    repository.write(".gitignore", "/.dvc/cache\n/store\n");
+    repository.git(&["rm", "--quiet", "--cached", "store"]);
+    repository.commit("Without it");
+    assert_eq!(json_of(&preview().await)["text"], "theirs");
+    repository.write(".dvc/config", "[cache]\n    dir = ../link/cache\n");
+    std::os::unix::fs::symlink(other.path().join(".dvc"), repository.path().join("link")).unwrap();
+    repository.commit("With a linked cache");
+    assert!(preview().await.status.is_client_error());
+}

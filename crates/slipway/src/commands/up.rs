@@ -29,8 +29,7 @@ fn address(context: &Context, key: &str) -> Result<SocketAddr, Failure> {
 
 /// The values of a comma-separated setting.
 fn list(context: &Context, key: &str) -> Vec<String> {
-    let text = context.config.get(key).unwrap_or_default();
-    text.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect()
+    crate::client::list_setting(&context.config, key)
 }
 
 /// The configured source of the server's certificate; `None` without TLS.

@@ -160,3 +160,90 @@ fn checkout_through_a_link_out_of_the_project_needs_force() {
     assert!(checkout(&["--force"]).status.success());
     assert_eq!(std::fs::read(outside.join("sub/a")).unwrap(), b"a");
 }
+
+/// Runs Git in a folder.
+fn git(folder: &Path, arguments: &[&str]) {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(folder).args(["-c", "user.name=n", "-c", "user.email=n@example.invalid"]);
+    assert!(command.args(arguments).status().unwrap().success(), "{arguments:?}");
+}
+
+/// Replaces the `.dvc` file of a project by one with this output.
+fn track(project: &Path, path: &str, md5: &str) {
+    let text = format!("outs:\n- md5: {md5}\n  isexec: true\n  hash: md5\n  path: {path}\n");
+    std::fs::write(project.join("evil.dvc"), text).unwrap();
+}
+
+/// A cloned project must not put programs where Git or DVC run them, and its remote must not either.
+#[test]
+fn nothing_is_put_into_folders_of_git_and_dvc() {
+    const HOOK: &str = "b6b0a5f1a9ba5ba1a9f9a4d7a1e4f5c3";
+    let folder = tempfile::tempdir().unwrap();
+    let project = folder.path().join("project");
+    std::fs::create_dir(&project).unwrap();
+    git(&project, &["init", "--quiet"]);
+    run(&project, &["init"]);
+    let object = |name: &str| {
+        let path = project.join(".dvc/cache/files/md5").join(&name[..2]).join(&name[2..]);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        path
+    };
+    std::fs::write(object(HOOK), "#!/bin/sh\n").unwrap();
+    let lists = |path: &str, name: &str| {
+        let text = format!("[{{\"md5\": \"{HOOK}\", \"relpath\": \"{path}\"}}]");
+        std::fs::write(object(name), text).unwrap();
+    };
+    let (nested, below_link) = ("11111111111111111111111111111111.dir", "22222222222222222222222222222222.dir");
+    lists("sub/.git/hooks/evil", nested);
+    lists("hooks/evil", below_link);
+    std::os::unix::fs::symlink(".git", project.join("link")).unwrap();
+    std::os::unix::fs::symlink(".git/hooks", project.join("hooks")).unwrap();
+    let fails = |arguments: &[&str], words: &str| {
+        let done = slipway(&project, arguments).output().unwrap();
+        let message = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(!done.status.success() && message.contains(words), "{arguments:?}: {message}");
+        assert!(!project.join(".git/hooks/evil").exists() && !project.join("data/sub/.git").exists());
+    };
+    for path in [".git/hooks/evil", "sub/.git/hooks/evil", ".dvc/config.local", ".hg/hgrc", ".", "x/../.git/hooks/evil"]
+    {
+        track(&project, path, HOOK);
+        for arguments in [&["checkout"][..], &["checkout", "--force"], &["pull"], &["status"]] {
+            fails(arguments, "data.file");
+        }
+    }
+    for (path, md5) in [("hooks/evil", HOOK), ("link/hooks/evil", HOOK), ("link", below_link), ("data", nested)] {
+        track(&project, path, md5);
+        for arguments in [&["checkout"][..], &["checkout", "--force"]] {
+            fails(arguments, "data.reserved");
+        }
+    }
+    track(&project, "data", nested);
+    git(&project, &["add", "--all"]);
+    git(&project, &["commit", "--quiet", "--message", "first"]);
+    let place = project.to_str().unwrap();
+    fails(&["get", place, "data", "-o", "copy"], "data.reserved");
+    fails(&["import", place, "data", "-o", ".git/hooks/evil"], "data.reserved");
+    assert!(!project.join("copy").exists());
+}
+
+/// The record of what `checkout` created may come with a cloned project.
+#[test]
+fn checkout_removes_nothing_that_a_cloned_record_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let outer = folder.path().join("outer");
+    let (project, other) = (outer.join("project"), folder.path().join("other"));
+    for path in [&project, &other] {
+        std::fs::create_dir_all(path).unwrap();
+    }
+    run(&project, &["init", "--no-scm"]);
+    std::fs::create_dir_all(project.join("kept/.git")).unwrap();
+    let nothing = "d41d8cd98f00b204e9800998ecf8427e";
+    let names = ["..", other.to_str().unwrap(), "kept", "../../other"];
+    let record: BTreeMap<&str, &str> = names.into_iter().map(|name| (name, nothing)).collect();
+    std::fs::create_dir_all(project.join(".dvc/tmp")).unwrap();
+    std::fs::write(project.join(".dvc/tmp/slipway-links.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+    for arguments in [&["checkout"][..], &["checkout", "--force"]] {
+        run(&project, arguments);
+        assert!(other.exists() && project.join("kept/.git").exists() && project.join(".dvc/config").exists());
+    }
+}

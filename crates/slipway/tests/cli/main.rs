@@ -10,6 +10,7 @@ mod gpu_reset;
 mod gpu_settings;
 mod kill;
 mod output;
+mod repositories;
 mod runs;
 mod server;
 mod stages;

@@ -281,7 +281,9 @@ impl Selected<'_> {
             let of_stage = known.stage_plots.iter().find(|plot| path.starts_with(&plot.path));
             let header = of_stage.map_or(Value::Null, |plot| merge(self.properties, &plot.properties));
             let header = [&header, &properties].iter().find_map(|p| p.get("header")?.as_bool()).unwrap_or(true);
-            let bytes = match self.tree.read(&path) {
+            let allowance = &self.tree.project().allowance;
+            let read = |bytes: Vec<u8>| allowance.points(bytes.len()).map(|()| bytes);
+            let bytes = match self.tree.read(&path).and_then(|found| found.map(read).transpose()) {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => {
                     definition.failures.push((source.clone(), Failure::missing(&source)));
