@@ -91,8 +91,7 @@ pub fn resource_lists(registry: &Registry) -> Vec<(String, Value)> {
             "" => ("/api", version.to_owned()),
             group => ("/apis", format!("{group}/{version}")),
         };
-        let list =
-            json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": resources});
+        let list = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": resources});
         (format!("{prefix}/{name}"), list)
     };
     core.chain(named_groups(registry)).map(document).collect()
@@ -128,7 +127,11 @@ pub fn aggregated(registry: &Registry, core: bool) -> Value {
             }));
         }
         let versions = json!([{"version": version, "resources": resources, "freshness": "Current"}]);
-        let metadata = if group.is_empty() { json!({"creationTimestamp": null}) } else { json!({"name": group, "creationTimestamp": null}) };
+        let metadata = if group.is_empty() {
+            json!({"creationTimestamp": null})
+        } else {
+            json!({"name": group, "creationTimestamp": null})
+        };
         json!({"metadata": metadata, "versions": versions})
     };
     json!({
@@ -152,8 +155,7 @@ fn aggregated_resource(resource: &Resource) -> Value {
         described["shortNames"] = json!(resource.short_names);
     }
     if resource.has_status {
-        described["subresources"] =
-            json!([{"subresource": "status", "responseKind": kind, "verbs": STATUS_VERBS}]);
+        described["subresources"] = json!([{"subresource": "status", "responseKind": kind, "verbs": STATUS_VERBS}]);
     }
     described
 }

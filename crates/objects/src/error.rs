@@ -320,11 +320,7 @@ impl Error {
                 kind: kind.clone(),
                 causes: errors
                     .iter()
-                    .map(|e| Cause {
-                        reason: e.reason.to_owned(),
-                        message: e.message.clone(),
-                        field: e.field.clone(),
-                    })
+                    .map(|e| Cause { reason: e.reason.to_owned(), message: e.message.clone(), field: e.field.clone() })
                     .collect(),
                 ..Details::default()
             }),

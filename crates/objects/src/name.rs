@@ -147,7 +147,8 @@ pub fn metadata_errors(meta: &ObjectMeta, form: NameForm) -> Vec<FieldError> {
         // The server appends letters and digits, so a prefix may end with a dash.
         let prefix = meta.generate_name.strip_suffix('-').unwrap_or(&meta.generate_name);
         let value = json!(meta.generate_name);
-        errors.extend(name_faults(form, prefix).iter().map(|f| FieldError::invalid("metadata.generateName", &value, f)));
+        errors
+            .extend(name_faults(form, prefix).iter().map(|f| FieldError::invalid("metadata.generateName", &value, f)));
     }
     if meta.name.is_empty() {
         errors.push(FieldError::required("metadata.name", "name or generateName is required"));

@@ -53,7 +53,8 @@ fn parameter(name: &str, place: &str, wrapped: bool) -> Value {
 /// The operations of a resource, by path. `v3` selects the form of OpenAPI 3.
 fn paths(resource: &Resource, v3: bool) -> Vec<(String, Value)> {
     let base = resource.base_path();
-    let (scope, mut names) = if resource.namespaced { ("/namespaces/{namespace}", vec!["namespace"]) } else { ("", vec![]) };
+    let (scope, mut names) =
+        if resource.namespaced { ("/namespaces/{namespace}", vec!["namespace"]) } else { ("", vec![]) };
     let collection = format!("{base}{scope}/{}", resource.plural);
     let item = format!("{collection}/{{name}}");
     let operation = |action: &str, query: &[&str], body: &[&str]| {
@@ -74,7 +75,8 @@ fn paths(resource: &Resource, v3: bool) -> Vec<(String, Value)> {
         operation
     };
     let write = ["dryRun", "fieldManager", "fieldValidation"];
-    let list = ["labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "resourceVersionMatch", "watch"];
+    let list =
+        ["labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "resourceVersionMatch", "watch"];
     let object = ["application/json", "application/yaml"];
     let collection_paths = json!({
         "get": operation("list", &list, &[]),
@@ -100,8 +102,7 @@ fn info() -> Value {
 /// `/openapi/v3/...` of every group and version, by its path without the leading slash, such as `api/v1`.
 pub fn v3_documents(registry: &Registry) -> Vec<(String, Value)> {
     let document = |(group, version): (&'static str, &'static str)| {
-        let resources =
-            || registry.resources().map(|r| &**r).filter(move |r| r.group == group && r.version == version);
+        let resources = || registry.resources().map(|r| &**r).filter(move |r| r.group == group && r.version == version);
         let paths: Map<String, Value> = resources().flat_map(|resource| paths(resource, true)).collect();
         let document = json!({
             "openapi": "3.0.0",

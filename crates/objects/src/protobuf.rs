@@ -91,13 +91,8 @@ const SECRET: &[Field] = &[
     Field(4, "stringData", Type::Text, Many::Map),
     Field(5, "immutable", Type::Bool, Many::One),
 ];
-const CONDITION: &[Field] = &[
-    text(1, "type"),
-    text(2, "status"),
-    time(4, "lastTransitionTime"),
-    text(5, "reason"),
-    text(6, "message"),
-];
+const CONDITION: &[Field] =
+    &[text(1, "type"), text(2, "status"), time(4, "lastTransitionTime"), text(5, "reason"), text(6, "message")];
 const NAMESPACE: &[Field] = &[
     message(1, "metadata", METADATA),
     message(2, "spec", &[Field(1, "finalizers", Type::Text, Many::List)]),
@@ -274,9 +269,7 @@ fn decode_value(wire: &Wire<'_>, kind: Type, depth: usize) -> Option<Option<Valu
         (Type::Bytes, Wire::Bytes(bytes)) => Some(json!(STANDARD.encode(bytes))),
         (Type::Bool, Wire::Number(number)) => Some(json!(*number != 0)),
         (Type::Int | Type::OptionalInt, Wire::Number(number)) => Some(json!(number.cast_signed())),
-        (Type::Message(fields), Wire::Bytes(bytes)) => {
-            Some(Value::Object(decode_message(bytes, fields, depth + 1)?))
-        }
+        (Type::Message(fields), Wire::Bytes(bytes)) => Some(Value::Object(decode_message(bytes, fields, depth + 1)?)),
         (Type::Time, Wire::Bytes(bytes)) => decode_time(bytes)?,
         _ => return None,
     })

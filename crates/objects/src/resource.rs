@@ -213,10 +213,9 @@ impl Registry {
     pub fn new(resources: impl IntoIterator<Item = Resource>) -> Self {
         let complete = |mut resource: Resource| {
             let text = || Schema { kind: Some(Type::String), ..Schema::default() };
-            for (name, description) in [
-                ("apiVersion", "The group and version of the kind"),
-                ("kind", "The kind of the object"),
-            ] {
+            for (name, description) in
+                [("apiVersion", "The group and version of the kind"), ("kind", "The kind of the object")]
+            {
                 let schema = Schema { description: description.into(), ..text() };
                 resource.schema.properties.insert(name.into(), schema);
             }

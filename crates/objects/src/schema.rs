@@ -310,12 +310,12 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_removed_and_reported_with_their_paths() {
-        let mut value = json!({"size": 1, "odd": 1, "list": [{"x": true, "y": 2}], "free": {"z": 1}, "data": {"a": null}});
+        let mut value =
+            json!({"size": 1, "odd": 1, "list": [{"x": true, "y": 2}], "free": {"z": 1}, "data": {"a": null}});
         let findings = example().decode(&mut value);
         assert_eq!(findings.unknown, ["odd", "list[0].y"]);
         assert_eq!(findings.wrong, []);
-        let expected =
-            json!({"size": 1, "mode": "A", "list": [{"x": true}], "free": {"z": 1}, "data": {"a": ""}});
+        let expected = json!({"size": 1, "mode": "A", "list": [{"x": true}], "free": {"z": 1}, "data": {"a": ""}});
         assert_eq!(value, expected);
     }
 

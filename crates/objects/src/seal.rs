@@ -52,7 +52,8 @@ impl Sealer {
     /// # Errors
     /// [`Error::Sealed`] if it was encrypted with another key or for another object.
     pub fn open(&self, key: &Key, sealed: &[u8]) -> Result<Vec<u8>, Error> {
-        let failed = || Error::Sealed(format!("{} {:?} cannot be decrypted with this server's key", key.resource, key.name));
+        let failed =
+            || Error::Sealed(format!("{} {:?} cannot be decrypted with this server's key", key.resource, key.name));
         let rest = sealed.strip_prefix(&[FORMAT]).ok_or_else(failed)?;
         let (nonce, data) = rest.split_first_chunk::<NONCE_LEN>().ok_or_else(failed)?;
         let mut data = data.to_vec();

@@ -171,7 +171,12 @@ pub enum Deletion {
 /// A store of objects. Every change gets a version, and versions only grow.
 pub trait ObjectStore: Send + Sync {
     /// Reads an object.
-    fn get(&self, resource: &Resource, namespace: &str, name: &str) -> impl Future<Output = Result<Object, Error>> + Send;
+    fn get(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> impl Future<Output = Result<Object, Error>> + Send;
 
     /// Reads a page of a list.
     fn list(&self, resource: &Resource, options: &ListOptions) -> impl Future<Output = Result<Page, Error>> + Send;
@@ -230,6 +235,11 @@ pub fn parse_version(text: &str) -> Result<Option<i64>, Error> {
     if text.is_empty() {
         return Ok(None);
     }
-    let invalid = || Error::BadRequest(format!("Invalid value: {}: strconv.ParseUint: parsing {text:?}: invalid syntax", Value::from(text)));
+    let invalid = || {
+        Error::BadRequest(format!(
+            "Invalid value: {}: strconv.ParseUint: parsing {text:?}: invalid syntax",
+            Value::from(text)
+        ))
+    };
     text.parse::<i64>().ok().filter(|version| *version >= 0).map(Some).ok_or_else(invalid)
 }

@@ -18,8 +18,8 @@ use tokio::sync::watch;
 
 use crate::cluster::{self, Cluster, Kubernetes};
 use crate::listen::Connections;
-use crate::pipeline::{self, PipelineRunner};
 use crate::objects as kubernetes;
+use crate::pipeline::{self, PipelineRunner};
 use crate::{Addresses, ServerError, api, auth, gpu, metrics, openapi, runs, ui};
 
 /// The state behind all routes of a server; cheap to clone.

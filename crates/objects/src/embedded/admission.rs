@@ -32,7 +32,12 @@ fn place(resource: &Resource, namespace: &str, object: &mut Object) -> Result<()
 }
 
 /// Completes and checks an object to be created. `generated` is the name if the object has only the start of one.
-pub(super) fn created(resource: &Resource, namespace: &str, mut object: Object, generated: &str) -> Result<Object, Error> {
+pub(super) fn created(
+    resource: &Resource,
+    namespace: &str,
+    mut object: Object,
+    generated: &str,
+) -> Result<Object, Error> {
     place(resource, namespace, &mut object)?;
     if !object.metadata.resource_version.is_empty() && object.metadata.resource_version != "0" {
         return Err(bad_request("resourceVersion should not be set on objects to be created"));

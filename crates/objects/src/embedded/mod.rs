@@ -122,11 +122,7 @@ impl Embedded {
     }
 
     fn key(resource: &Resource, namespace: &str, name: &str) -> Key {
-        Key {
-            resource: resource.group_resource().to_string(),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        }
+        Key { resource: resource.group_resource().to_string(), namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
     async fn read(&self, resource: &Resource, key: &Key) -> Result<Current, Error> {
@@ -187,7 +183,12 @@ impl Embedded {
     }
 
     /// Changes the reasons to retain an object, and deletes it if it is being deleted and none is left.
-    async fn release(&self, resource: &Resource, key: &Key, change: impl Fn(&mut Object) + Send + Sync) -> Result<(), Error> {
+    async fn release(
+        &self,
+        resource: &Resource,
+        key: &Key,
+        change: impl Fn(&mut Object) + Send + Sync,
+    ) -> Result<(), Error> {
         let released = self.write(resource, key, false, |current| {
             let mut object = current.object.clone();
             change(&mut object);

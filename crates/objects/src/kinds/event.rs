@@ -51,9 +51,7 @@ pub(super) fn resource() -> Resource {
             ("involvedObject.name", |object| object.text(&["involvedObject", "name"]).to_owned()),
             ("involvedObject.uid", |object| object.text(&["involvedObject", "uid"]).to_owned()),
             ("involvedObject.apiVersion", |object| object.text(&["involvedObject", "apiVersion"]).to_owned()),
-            ("involvedObject.resourceVersion", |object| {
-                object.text(&["involvedObject", "resourceVersion"]).to_owned()
-            }),
+            ("involvedObject.resourceVersion", |object| object.text(&["involvedObject", "resourceVersion"]).to_owned()),
             ("involvedObject.fieldPath", |object| object.text(&["involvedObject", "fieldPath"]).to_owned()),
             ("reason", |object| object.text(&["reason"]).to_owned()),
             ("reportingComponent", |object| object.text(&["reportingComponent"]).to_owned()),

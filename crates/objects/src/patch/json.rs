@@ -5,6 +5,12 @@ use serde_json::{Map, Value};
 use super::MAX_OPERATIONS;
 use crate::error::Error;
 
+/// Maximum bytes of JSON that the operations of a patch copy or move together. Otherwise a few operations that copy an object into itself
+/// could exhaust memory.
+const MAX_MOVED_BYTES: usize = 3 * 1024 * 1024;
+/// Maximum depth at which an operation may insert a value, including the depth of that value. Deeper values could exhaust the stack.
+const MAX_DEPTH: usize = 128;
+
 fn unprocessable(detail: impl std::fmt::Display) -> Error {
     Error::Unprocessable(format!("the server rejected our request due to an error in our request: {detail}"))
 }
@@ -14,11 +20,15 @@ pub(super) fn apply(target: &mut Value, operations: &Value) -> Result<(), Error>
     let malformed = |detail: &str| Error::BadRequest(format!("error decoding patch: {detail}"));
     let operations = operations.as_array().ok_or_else(|| malformed("a JSON patch is a list of operations"))?;
     if operations.len() > MAX_OPERATIONS {
-        let allowed = format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", operations.len());
+        let allowed =
+            format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", operations.len());
         return Err(Error::BadRequest(allowed));
     }
+    let mut moved = 0;
     for operation in operations {
-        let text = |field: &str| operation[field].as_str().ok_or_else(|| malformed(&format!("missing or invalid \"{field}\"")));
+        let text = |field: &str| {
+            operation[field].as_str().ok_or_else(|| malformed(&format!("missing or invalid \"{field}\"")))
+        };
         let value = || operation.get("value").cloned().ok_or_else(|| malformed("missing \"value\""));
         let path = text("path")?;
         match text("op")? {
@@ -31,10 +41,13 @@ pub(super) fn apply(target: &mut Value, operations: &Value) -> Result<(), Error>
                     return Err(unprocessable(format!("{from} cannot be moved into itself")));
                 }
                 let value = remove(target, from)?;
+                account(&mut moved, &value)?;
                 add(target, path, value)?;
             }
             "copy" => {
-                let value = find_mut(target, text("from")?)?.clone();
+                let value = find_mut(target, text("from")?)?;
+                account(&mut moved, value)?;
+                let value = value.clone();
                 add(target, path, value)?;
             }
             "test" => {
@@ -49,12 +62,32 @@ pub(super) fn apply(target: &mut Value, operations: &Value) -> Result<(), Error>
     Ok(())
 }
 
+/// Adds the size of a value to the bytes that were copied or moved.
+fn account(moved: &mut usize, value: &Value) -> Result<(), Error> {
+    *moved += value.to_string().len();
+    if *moved > MAX_MOVED_BYTES {
+        return Err(unprocessable(format!("the operations copy or move more than {MAX_MOVED_BYTES} bytes")));
+    }
+    Ok(())
+}
+
+/// The number of lists and objects around the innermost value.
+fn depth(value: &Value) -> usize {
+    let inner = match value {
+        Value::Array(elements) => elements.iter().map(depth).max(),
+        Value::Object(fields) => fields.values().map(depth).max(),
+        _ => return 0,
+    };
+    inner.unwrap_or_default() + 1
+}
+
 /// The decoded segments of a JSON pointer (RFC 6901).
 fn segments(pointer: &str) -> Result<Vec<String>, Error> {
     if pointer.is_empty() {
         return Ok(Vec::new());
     }
-    let rest = pointer.strip_prefix('/').ok_or_else(|| unprocessable(format!("\"{pointer}\" is not a JSON pointer")))?;
+    let rest =
+        pointer.strip_prefix('/').ok_or_else(|| unprocessable(format!("\"{pointer}\" is not a JSON pointer")))?;
     Ok(rest.split('/').map(|segment| segment.replace("~1", "/").replace("~0", "~")).collect())
 }
 
@@ -88,6 +121,9 @@ fn find_mut<'v>(target: &'v mut Value, path: &str) -> Result<&'v mut Value, Erro
 
 fn add(target: &mut Value, path: &str, value: Value) -> Result<(), Error> {
     let segments = segments(path)?;
+    if segments.len() + depth(&value) > MAX_DEPTH {
+        return Err(unprocessable(format!("{path} would be deeper than {MAX_DEPTH} levels")));
+    }
     let Some((last, parents)) = segments.split_last() else {
         *target = value;
         return Ok(());
@@ -134,8 +170,11 @@ mod tests {
             (json!({"a": [1]}), json!([{"op": "add", "path": "/a/-", "value": 2}]), Some(json!({"a": [1, 2]}))),
             (json!({"a": 1}), json!([{"op": "remove", "path": "/a"}]), Some(json!({}))),
             (json!({"a": 1}), json!([{"op": "remove", "path": "/b"}]), None),
-            (json!({"a/b": 1, "m~n": 2}), json!([{"op": "replace", "path": "/a~1b", "value": 3}, {"op": "test", "path": "/m~0n", "value": 2}]),
-                Some(json!({"a/b": 3, "m~n": 2}))),
+            (
+                json!({"a/b": 1, "m~n": 2}),
+                json!([{"op": "replace", "path": "/a~1b", "value": 3}, {"op": "test", "path": "/m~0n", "value": 2}]),
+                Some(json!({"a/b": 3, "m~n": 2})),
+            ),
             (json!({"a": 1}), json!([{"op": "replace", "path": "/b", "value": 3}]), None),
             (json!({"a": 1}), json!([{"op": "move", "from": "/a", "path": "/b"}]), Some(json!({"b": 1}))),
             (json!({"a": {"x": 1}}), json!([{"op": "move", "from": "/a", "path": "/a/b"}]), None),
@@ -150,6 +189,24 @@ mod tests {
             let applied = apply(&mut result, &operations).ok().map(|()| result);
             assert_eq!(applied, expected, "{target} {operations}");
         }
+    }
+
+    #[test]
+    fn patches_cannot_multiply_or_deepen_an_object_without_limit() {
+        let copies: Vec<Value> = (0..64).map(|i| json!({"op": "copy", "from": "", "path": format!("/c{i}")})).collect();
+        assert!(apply(&mut json!({"a": "b"}), &json!(copies)).is_err());
+        let deeper = json!({"op": "copy", "from": "/a", "path": "/a/a"});
+        let moves: Vec<Value> = (0..200)
+            .flat_map(|_| {
+                [
+                    json!({"op": "move", "from": "/a", "path": "/b"}),
+                    json!({"op": "add", "path": "/a", "value": {}}),
+                    json!({"op": "move", "from": "/b", "path": "/a/b"}),
+                ]
+            })
+            .collect();
+        assert!(apply(&mut json!({"a": {}}), &json!(moves)).is_err());
+        assert!(apply(&mut json!({"a": {"a": {}}}), &json!(vec![deeper; 200])).is_err());
     }
 
     proptest! {

@@ -61,7 +61,8 @@ mod tests {
         let (Value::Object(old), Value::Object(new)) = (from, to) else { return to.clone() };
         let removed = old.keys().filter(|name| !new.contains_key(*name)).map(|name| (name.clone(), Value::Null));
         let changed = new.iter().filter(|(name, value)| old.get(*name) != Some(*value));
-        let changed = changed.map(|(name, value)| (name.clone(), difference(&old.get(name).cloned().unwrap_or(json!({})), value)));
+        let changed = changed
+            .map(|(name, value)| (name.clone(), difference(&old.get(name).cloned().unwrap_or(json!({})), value)));
         Value::Object(removed.chain(changed).collect())
     }
 

@@ -181,9 +181,18 @@ mod tests {
     #[test]
     fn directives_replace_delete_retain_and_order() {
         let target = json!({"labels": {"a": "1"}, "finalizers": ["x", "y", "z"], "owners": [{"uid": "1"}]});
-        assert_eq!(patched(target.clone(), json!({"labels": {"$patch": "replace", "b": "2"}}))["labels"], json!({"b": "2"}));
-        assert_eq!(patched(target.clone(), json!({"labels": {"$retainKeys": ["b"], "b": "2"}}))["labels"], json!({"b": "2"}));
-        assert_eq!(patched(target.clone(), json!({"$deleteFromPrimitiveList/finalizers": ["y"]}))["finalizers"], json!(["x", "z"]));
+        assert_eq!(
+            patched(target.clone(), json!({"labels": {"$patch": "replace", "b": "2"}}))["labels"],
+            json!({"b": "2"})
+        );
+        assert_eq!(
+            patched(target.clone(), json!({"labels": {"$retainKeys": ["b"], "b": "2"}}))["labels"],
+            json!({"b": "2"})
+        );
+        assert_eq!(
+            patched(target.clone(), json!({"$deleteFromPrimitiveList/finalizers": ["y"]}))["finalizers"],
+            json!(["x", "z"])
+        );
         let ordered = json!({"$setElementOrder/finalizers": ["z", "w", "x"], "finalizers": ["w"]});
         assert_eq!(patched(target.clone(), ordered)["finalizers"], json!(["y", "z", "w", "x"]));
         let replaced = json!({"owners": [{"uid": "9"}, {"$patch": "replace"}]});

@@ -140,7 +140,8 @@ mod tests {
                         (change.version, text(change.previous), text(change.current))
                     })
                     .collect();
-                let expected = [(2, "", "a1"), (3, "", "b1"), (4, "a1", "a2"), (5, "b1", ""), (6, "", "c1"), (7, "a2", "a3")];
+                let expected =
+                    [(2, "", "a1"), (3, "", "b1"), (4, "a1", "a2"), (5, "b1", ""), (6, "", "c1"), (7, "a2", "a3")];
                 assert_eq!(followed, expected.map(|(v, p, c)| (v, p.to_owned(), c.to_owned())));
 
                 compact_to(c, 3, i64::MAX)?;

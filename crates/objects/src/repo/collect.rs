@@ -14,10 +14,7 @@ pub struct Reference {
 }
 
 fn reference(row: &Row<'_>) -> Result<Reference> {
-    Ok(Reference {
-        key: Key { resource: row.get(0)?, namespace: row.get(1)?, name: row.get(2)? },
-        uid: row.get(3)?,
-    })
+    Ok(Reference { key: Key { resource: row.get(0)?, namespace: row.get(1)?, name: row.get(2)? }, uid: row.get(3)? })
 }
 
 /// Objects whose deletion was requested, the longest unchanged first.

@@ -10,7 +10,7 @@ use slipway_store::Migration;
 use slipway_store::sql::{Connection, Result, Row, params};
 
 pub use changes::{Change, changes_after, compact};
-pub use collect::{Reference, deleting, expired, namespace_members, orphans, dependents};
+pub use collect::{Reference, deleting, dependents, expired, namespace_members, orphans};
 
 /// The database migrations of this crate, for [`slipway_store::Database::open`].
 pub const MIGRATION: Migration =
@@ -163,16 +163,7 @@ fn supersede(c: &Connection, key: &Key, expected: i64, deleted: bool) -> Result<
     c.execute(
         "INSERT INTO object_changes (version, resource, namespace, name, deleted, previous_version, previous, log_end) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        params![
-            version,
-            key.resource,
-            key.namespace,
-            key.name,
-            i64::from(deleted),
-            expected,
-            current.body,
-            log_end
-        ],
+        params![version, key.resource, key.namespace, key.name, i64::from(deleted), expected, current.body, log_end],
     )?;
     Ok(Some(version))
 }

@@ -36,8 +36,7 @@ pub(super) fn routes(registry: &Registry) -> Routes {
     let mut routes = Routes::new();
     for (path, core) in [("/api", true), ("/apis", false)] {
         let (all, of) = (registry.clone(), registry.clone());
-        let plain =
-            document(move || if core { discovery::core_versions() } else { discovery::group_list(&all) });
+        let plain = document(move || if core { discovery::core_versions() } else { discovery::group_list(&all) });
         let aggregated = document(move || discovery::aggregated(&of, core));
         routes = routes.get(path, access, async move |headers: HeaderMap| {
             match negotiate(&headers, &[Representation::Object, Representation::Discovery]) {
