@@ -163,6 +163,8 @@ def errors_have_the_words_of_the_api_server(kubectl):
     assert 'The ConfigMap "Not_Valid" is invalid: metadata.name: Invalid value: "Not_Valid": a lowercase RFC 1123 subdomain' in invalid, invalid
     unknown = kubectl.fails("apply", "-f", "-", stdin=manifest("a", spec={}))
     assert 'strict decoding error: unknown field "spec"' in unknown, unknown
+    unserved = kubectl.fails("apply", "-f", "-", stdin=json.dumps({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}}))
+    assert 'no matches for kind "Deployment" in version "apps/v1"' in unserved, unserved
     missing = kubectl.fails("create", "-n", "nowhere", "-f", "-", stdin=manifest("a", {}))
     assert 'namespaces "nowhere" not found' in missing, missing
     kubectl("create", "-f", "-", stdin=manifest("fixed", {"k": "1"}, immutable=True))

@@ -139,7 +139,7 @@ pub enum Error {
         /// Why it is not allowed.
         detail: String,
         /// A machine-readable cause and the field that it concerns.
-        cause: Option<(&'static str, &'static str)>,
+        cause: Option<&'static (&'static str, &'static str)>,
     },
     /// The request is malformed.
     #[error("{0}")]
@@ -307,7 +307,7 @@ impl Error {
             | Self::AlreadyExists { resource, name }
             | Self::Conflict { resource, name, .. } => Some(Details::of(resource, name)),
             Self::Forbidden { resource, name, detail, cause } => {
-                let cause = cause.map(|(reason, field)| Cause {
+                let cause = cause.map(|&(reason, field)| Cause {
                     reason: reason.to_owned(),
                     message: detail.clone(),
                     field: field.to_owned(),

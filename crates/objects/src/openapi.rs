@@ -129,6 +129,19 @@ pub fn v3_index(documents: &[(String, Value)]) -> Value {
     json!({"paths": paths})
 }
 
+/// `/openapi/v2` in protobuf, without any resource. kubectl validates with OpenAPI 3, and reads version 2, which it accepts only in protobuf,
+/// just for kinds that the server does not have. It then reports that there is no such kind.
+///
+/// Source: the message `openapi.v2.Document` of gnostic; field 1 is `swagger`, 2 is `info` with `title` and `version`.
+pub fn v2_protobuf() -> Vec<u8> {
+    let field = |number: u8, bytes: &[u8]| {
+        let length = u8::try_from(bytes.len()).expect("the fields of this document have less than 128 bytes");
+        [&[number << 3 | 2, length][..], bytes].concat()
+    };
+    let info = [field(1, b"slipway"), field(2, env!("CARGO_PKG_VERSION").as_bytes())].concat();
+    [field(1, b"2.0"), field(2, &info)].concat()
+}
+
 /// `/openapi/v2`: all resources in one document of OpenAPI 2.
 pub fn v2_document(registry: &Registry) -> Value {
     let resources = || registry.resources().map(|resource| &**resource);

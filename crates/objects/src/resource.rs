@@ -41,10 +41,13 @@ pub struct Resource {
     /// The columns of `kubectl get`.
     pub columns: Vec<Column>,
     /// Fields that selectors can use in addition to the name and namespace.
-    pub selectable: &'static [(&'static str, fn(&Object) -> String)],
+    pub selectable: &'static [SelectableField],
     /// The rules of the kind.
     pub rules: Rules,
 }
+
+/// A field that selectors can use: its path, and its value in an object.
+pub type SelectableField = (&'static str, fn(&Object) -> String);
 
 /// A column of a table.
 pub struct Column {

@@ -24,9 +24,9 @@ fn place(resource: &Resource, namespace: &str, object: &mut Object) -> Result<()
     } else if object.metadata.namespace.is_empty() {
         object.metadata.namespace = namespace.to_owned();
     } else if object.metadata.namespace != namespace {
-        return Err(bad_request(format!(
-            "the namespace of the provided object does not match the namespace sent on the request"
-        )));
+        return Err(bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
     Ok(())
 }

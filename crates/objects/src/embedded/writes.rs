@@ -62,7 +62,7 @@ fn check_namespace(c: &Connection, key: &Key) -> Result<(), Error> {
                 "unable to create new content in namespace {} because it is being terminated",
                 key.namespace
             ),
-            cause: Some(("NamespaceTerminating", "metadata.namespace")),
+            cause: Some(&("NamespaceTerminating", "metadata.namespace")),
         }),
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::body::Bytes;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use slipway_access::{Access, Routes, RunTokenUse};
@@ -17,6 +17,8 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 /// The version of Kubernetes whose API is served.
 const KUBERNETES_VERSION: (&str, &str) = ("1", "36");
 const JSON: &str = "application/json";
+/// The media type of OpenAPI 2 in protobuf.
+const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// A document that is generated on the first request.
 type Document = Arc<LazyLock<Bytes, Box<dyn FnOnce() -> Bytes + Send>>>;
@@ -63,7 +65,7 @@ pub(super) fn routes(registry: &Registry) -> Routes {
     routes.get("/openapi/v2", access, async move |headers: HeaderMap| {
         match negotiate(&headers, &[Representation::Object]) {
             Some(_) => respond(JSON, &v2),
-            None => StatusCode::NOT_ACCEPTABLE.into_response(),
+            None => ([(header::CONTENT_TYPE, OPENAPI_V2_PROTOBUF)], openapi::v2_protobuf()).into_response(),
         }
     })
 }
