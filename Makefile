@@ -28,7 +28,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go nextest demo test test-programs fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster bench-data bench-pipeline binary portable clean
+.PHONY: help tools go nextest demo test test-programs fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp conformance-kube-api ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster bench-data bench-pipeline binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -173,6 +173,10 @@ lab-programs: go
 	@mkdir -p $(CACHE)/lab
 	go build -C lab -trimpath -buildvcs=false -o $(CACHE)/lab/lab .
 	$(CACHE)/lab/lab --source lab build
+
+# kubectl against the Kubernetes API of `slipway up`. Its kubectl is the one that the lab builds.
+conformance-kube-api: binary lab-programs
+	conformance/kube-api/run.py --slipway $(SLIPWAY) --kubectl "$$(ls -t $(CACHE)/lab/*/kubectl | head -1)" $(call junit,kube-api)
 
 lab: binary lab-programs
 	$(SLIPWAY) lab up --nodes 2 --gpus a100x8,t4

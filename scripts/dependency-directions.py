@@ -12,6 +12,7 @@ import sys
 LAYERS = [
     {"slipway-core", "slipway-mutations"},
     {"slipway-store", "slipway-exec", "slipway-access"},
+    {"slipway-objects"},
     {"slipway-track", "slipway-serve", "slipway-gpu", "slipway-cluster", "slipway-data", "slipway-pipeline"},
     {"slipway-server", "slipway-node", "slipway-operator", "slipway-fake-nvml", "slipway-fake-amd-smi"},
     {"slipway"},

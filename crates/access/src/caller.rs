@@ -76,9 +76,10 @@ impl Caller {
             None => "at the cluster scope".into(),
         };
         format!(
-            "{subject} cannot {} resource \"{}\" in API group \"slipway.dev\" {scope}",
+            "{subject} cannot {} resource \"{}\" in API group \"{}\" {scope}",
             permission.verb.name(),
-            permission.resource.name()
+            permission.resource.name(),
+            permission.resource.group()
         )
     }
 }

@@ -7,6 +7,8 @@ pub enum Verb {
     Get,
     /// Read all objects.
     List,
+    /// Follow the changes of objects.
+    Watch,
     /// Create an object.
     Create,
     /// Replace an object.
@@ -15,6 +17,8 @@ pub enum Verb {
     Patch,
     /// Delete an object.
     Delete,
+    /// Delete all objects, or those that a selector matches.
+    DeleteCollection,
 }
 
 impl Verb {
@@ -23,15 +27,17 @@ impl Verb {
         match self {
             Self::Get => "get",
             Self::List => "list",
+            Self::Watch => "watch",
             Self::Create => "create",
             Self::Update => "update",
             Self::Patch => "patch",
             Self::Delete => "delete",
+            Self::DeleteCollection => "deletecollection",
         }
     }
 }
 
-/// A resource in the API group `slipway.dev`, as Kubernetes roles name it.
+/// A resource, as Kubernetes roles name it. All but the objects of the core group are in the API group `slipway.dev`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Resource {
     /// Submitted runs, which execute programs.
@@ -54,6 +60,14 @@ pub enum Resource {
     Nodes,
     /// The installation itself, such as integrity checks.
     Installation,
+    /// Namespaces of the object API.
+    Namespaces,
+    /// Config maps of the object API.
+    ConfigMaps,
+    /// Secrets of the object API.
+    Secrets,
+    /// Events of the object API.
+    Events,
 }
 
 impl Resource {
@@ -70,6 +84,18 @@ impl Resource {
             Self::Data => "data",
             Self::Nodes => "nodes",
             Self::Installation => "installation",
+            Self::Namespaces => "namespaces",
+            Self::ConfigMaps => "configmaps",
+            Self::Secrets => "secrets",
+            Self::Events => "events",
+        }
+    }
+
+    /// The API group of the resource; empty for the core group.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Namespaces | Self::ConfigMaps | Self::Secrets | Self::Events => "",
+            _ => "slipway.dev",
         }
     }
 }

@@ -771,6 +771,46 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Check its permissions and the free disk space, then run the command again.",
     },
     Topic {
+        code: "objects.not_found",
+        meaning: "The Kubernetes API of this server has no object, or no namespace, with this name.",
+        remedy: "List the objects with `kubectl get KIND --all-namespaces`. A namespace must be created before the objects in it: `kubectl create namespace NAME`.",
+    },
+    Topic {
+        code: "objects.exists",
+        meaning: "The namespace already has an object of this kind with this name.",
+        remedy: "Change the existing object with `kubectl apply`, or choose another name.",
+    },
+    Topic {
+        code: "objects.conflict",
+        meaning: "The object was changed after it was read, or it is not the object that the request names by its unique id.",
+        remedy: "Read the object again, and repeat the change; `kubectl apply` and `kubectl patch` do so by themselves.",
+    },
+    Topic {
+        code: "objects.invalid",
+        meaning: "The request or the object is not valid. The message names each field with its path.",
+        remedy: "`kubectl explain KIND` describes the fields; `kubectl apply --dry-run=server` checks a manifest.",
+    },
+    Topic {
+        code: "objects.forbidden",
+        meaning: "The caller lacks the permission for this object, or the object or its namespace does not allow the change now. A server with a shared database has no key to encrypt secrets, and refuses them.",
+        remedy: "`kubectl auth can-i VERB KIND` shows the permission. `slipway config kubeconfig` writes a kubeconfig with the token of this machine.",
+    },
+    Topic {
+        code: "objects.expired",
+        meaning: "The list or watch continues at a version whose changes are no longer retained.",
+        remedy: "Begin with a new list; Kubernetes clients do so by themselves.",
+    },
+    Topic {
+        code: "objects.too_large",
+        meaning: "An object has at most 1.5 MiB, and a request 3 MiB.",
+        remedy: "Divide the object, or store large data as an artifact or with `slipway data`.",
+    },
+    Topic {
+        code: "objects.sealed",
+        meaning: "A secret was encrypted with another key than that in `objects.key` of the state folder, or its row was changed.",
+        remedy: "Restore `objects.key` together with the database from a backup, or delete the secret and create it again.",
+    },
+    Topic {
         code: "demo.failed",
         meaning: "A step of the demo failed its verification.",
         remedy: "The message names the step and its log file; `slipway doctor` checks the machine.",

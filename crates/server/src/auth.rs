@@ -8,6 +8,7 @@
 
 mod authority;
 mod home_token;
+mod key_file;
 mod runs;
 mod tokens;
 
@@ -18,6 +19,7 @@ use slipway_access::{Caller, Permission, Policy, Resource, Unavailable, Verb};
 
 pub use authority::Authority;
 pub use home_token::{home_token, read_home_token};
+pub(crate) use key_file::key_from_file;
 pub(crate) use runs::MIGRATION;
 pub use runs::{RunStates, RunTokens};
 pub use tokens::Tokens;
@@ -77,8 +79,9 @@ impl Policy for Callers {
         Box::pin(async move {
             match caller {
                 Caller::Owner | Caller::Administrator => Ok(true),
-                // A submitted run executes a program, so unauthenticated callers may not submit one.
-                Caller::Anonymous => Ok(!(permission.resource == Resource::Runs && permission.verb == Verb::Create)),
+                // A submitted run executes a program, so unauthenticated callers may not submit one; and secrets are for nobody unknown.
+                Caller::Anonymous => Ok(permission.resource != Resource::Secrets
+                    && !(permission.resource == Resource::Runs && permission.verb == Verb::Create)),
                 // Routes that admit runs say so in their `Access`; this permission check is for all other callers.
                 Caller::Run(_) => Ok(false),
                 Caller::Person(person) => match &self.authority {
@@ -153,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn anonymous_callers_cannot_submit_runs() {
+    async fn anonymous_callers_cannot_submit_runs_or_read_secrets() {
         let callers = Callers { anonymous: true, ..Callers::default() };
         assert_eq!(callers.authenticate(None).await.unwrap(), Some(Caller::Anonymous));
         let is_allowed = async |verb, resource| {
@@ -161,6 +164,7 @@ mod tests {
             callers.allows(&Caller::Anonymous, &permission).await.unwrap()
         };
         assert!(!is_allowed(Verb::Create, Resource::Runs).await);
+        assert!(!is_allowed(Verb::Get, Resource::Secrets).await);
         assert!(is_allowed(Verb::Update, Resource::Experiments).await);
     }
 }

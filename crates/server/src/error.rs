@@ -66,6 +66,9 @@ pub enum ServerError {
     /// The executor of runs cannot be started.
     #[error(transparent)]
     Exec(#[from] slipway_exec::ExecError),
+    /// The store of objects cannot be opened.
+    #[error(transparent)]
+    Objects(#[from] slipway_objects::Error),
     /// Pipelines cannot be opened.
     #[error(transparent)]
     Pipeline(#[from] slipway_pipeline::Error),
@@ -89,6 +92,7 @@ impl Explain for ServerError {
             Self::Store(e) => e.code(),
             Self::Track(e) => Explain::code(e),
             Self::Exec(e) => e.code(),
+            Self::Objects(e) => e.code(),
             Self::Pipeline(e) => e.code(),
             Self::Serve(e) => e.code(),
         }

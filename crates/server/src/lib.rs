@@ -9,6 +9,7 @@
 //! | `listen`, `certificates` | serves a port: TLS, connection limits, draining |
 //! | [`auth`] | authenticates and authorizes callers |
 //! | `runs`, `tracker`, `accelerators` | submitted runs: their API, their tracking, their GPUs |
+//! | `objects` | the Kubernetes API for objects on one machine |
 //! | `pipeline` | pipelines: their execution and their tracking |
 //! | `api` | slipway's own API, `/api/v1` |
 //! | `openapi` | generates the OpenAPI document of slipway's own API |
@@ -32,6 +33,7 @@ mod gpu;
 mod limit_query;
 mod listen;
 pub mod metrics;
+mod objects;
 mod openapi;
 mod pipeline;
 pub mod platform;

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::cluster::{self, Cluster, Kubernetes};
 use crate::listen::Connections;
+use crate::objects as kubernetes;
 use crate::pipeline::{self, PipelineRunner};
 use crate::{Addresses, ServerError, api, auth, gpu, metrics, openapi, runs, ui};
 
@@ -40,6 +41,8 @@ pub struct Platform {
     pub database: Database,
     /// The object store.
     pub(crate) objects: Objects,
+    /// Objects of the Kubernetes API; `None` in a cluster, which has an API server of its own.
+    pub(crate) kubernetes_objects: Option<slipway_objects::embedded::Embedded>,
     /// The state folder.
     pub(crate) home: Home,
     /// Metrics of requests to the control plane.
@@ -135,6 +138,7 @@ impl Platform {
             slipway_gpu::repo::MIGRATION,
             slipway_data::catalog::MIGRATION,
             slipway_pipeline::MIGRATION,
+            slipway_objects::MIGRATION,
             auth::MIGRATION,
         ];
         let database = match stores.database.clone() {
@@ -156,6 +160,10 @@ impl Platform {
             Arc::new(Registry(tracking.clone())),
             slipway_serve::BodyLimits::default(),
         )?;
+        let kubernetes_objects = match &cluster {
+            None => Some(kubernetes::open(database.clone(), home).await?),
+            Some(_) => None,
+        };
         let pipeline_runner = PipelineRunner::default();
         let pipelines = pipeline::open(database.clone(), pipeline_runner.clone(), cluster.as_deref()).await?;
         Ok(Self {
@@ -167,6 +175,7 @@ impl Platform {
             data_catalog: Catalog::new(database.clone(), &home.work().join("data-repositories"), &stores.data_hosts),
             database,
             objects,
+            kubernetes_objects,
             home: home.clone(),
             request_metrics: Arc::default(),
             gpus: Arc::default(),
@@ -201,7 +210,10 @@ impl Platform {
             )
             .merge(api::health_routes(self.clone()));
         let own = addresses.cloned().map(api::addresses_routes).into_iter().fold(own, Routes::merge);
+        let kubernetes = self.kubernetes_objects.iter().map(kubernetes::routes).fold(Routes::new(), Routes::merge);
         openapi::with_document(own)
+            .merge(kubernetes)
+            .get("/version", Access::Public, kubernetes::version)
             .merge(slipway_track::http::routes(self.tracking.clone()))
             .merge(slipway_pipeline::http::routes(self.pipelines.clone()))
             // Public, because the pages contain no data; they fetch it from the API.

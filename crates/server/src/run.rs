@@ -254,6 +254,8 @@ impl Server {
         let cleanup_task = tokio::spawn(collect_abandoned_uploads(self.platform.clone()));
         let has_driver = self.platform.pipeline_runner.has_driver();
         let schedules_task = has_driver.then(|| self.platform.pipelines.spawn_scheduler());
+        let objects = self.platform.kubernetes_objects.clone();
+        let collector_task = objects.as_ref().map(slipway_objects::embedded::Embedded::spawn_collector);
         let mut result = Ok(());
         tokio::select! {
             () = stop => tracing::info!("stopping: draining requests in flight"),
@@ -270,12 +272,19 @@ impl Server {
             }
         }
         stopping.send_replace(true);
+        if let Some(objects) = objects {
+            // Watches last until they are ended, and must not delay the draining.
+            objects.close();
+        }
         let drained = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
             tracing::warn!("some requests did not complete within the drain timeout and are aborted");
             tasks.shutdown().await;
         }
         cleanup_task.abort();
+        if let Some(task) = collector_task {
+            task.abort();
+        }
         if let Some(task) = schedules_task {
             task.abort();
         }

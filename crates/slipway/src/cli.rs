@@ -577,6 +577,15 @@ pub(crate) enum Config {
         #[arg(long)]
         origin: bool,
     },
+    /// Print or save a kubeconfig with which kubectl and Kubernetes clients use the server
+    #[command(
+        after_help = "Example:\n  slipway config kubeconfig --save slipway.kubeconfig\n  kubectl --kubeconfig slipway.kubeconfig get namespaces"
+    )]
+    Kubeconfig {
+        /// Save to this file, which only you can read
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+    },
 }
 
 #[cfg(test)]

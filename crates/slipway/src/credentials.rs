@@ -102,7 +102,7 @@ impl ServerUrl {
     }
 
     /// Whether the server with these addresses listens at this URL.
-    fn matches(&self, addresses: &Addresses) -> bool {
+    pub(crate) fn matches(&self, addresses: &Addresses) -> bool {
         if self.is_https != addresses.tls || self.port != addresses.control.port() {
             return false;
         }

@@ -15,7 +15,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use ring::hmac;
-use ring::rand::SecureRandom;
 use serde::{Deserialize, Serialize};
 use slipway_access::{RunIdentity, Unavailable};
 use slipway_core::clock::now_ms;
@@ -23,18 +22,11 @@ use slipway_exec::TokenRequest;
 use slipway_store::sql::params;
 use slipway_store::{Database, Migration, StoreError};
 
-use super::home_token::{RequiredOwner, open_secret};
+use super::key_file::{key_from_file, random_key};
 
 /// Schema migrations of the server's own tables.
 pub(crate) const MIGRATION: Migration =
     Migration { domain: "server", steps: &["CREATE TABLE server_keys (name TEXT PRIMARY KEY, key BLOB NOT NULL)"] };
-
-fn random_key() -> std::io::Result<[u8; 32]> {
-    let mut key = [0; 32];
-    let failed = |_| std::io::Error::other("the operating system has no random numbers");
-    ring::rand::SystemRandom::new().fill(&mut key).map_err(failed)?;
-    Ok(key)
-}
 
 /// All run tokens begin with this.
 const TOKEN_PREFIX: &str = "slipway-run.";
@@ -145,25 +137,7 @@ impl RunTokens {
     /// # Errors
     /// I/O errors, and [`std::io::ErrorKind::PermissionDenied`] for a file whose content other users may know.
     pub fn from_file(path: &Path) -> std::io::Result<Self> {
-        use std::io::{Read, Write};
-        use std::os::unix::fs::OpenOptionsExt;
-        let mut bytes = Vec::new();
-        match open_secret(path, RequiredOwner::CurrentUser) {
-            Ok(file) => {
-                file.take(64).read_to_end(&mut bytes)?;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        if let Ok(key) = bytes.try_into() {
-            return Ok(Self::new(key));
-        }
-        let key = random_key()?;
-        let _ = std::fs::remove_file(path); // A file of another length was left by a killed process before it issued any token.
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(&key)?;
-        file.sync_all()?;
-        Ok(Self::new(key))
+        key_from_file(path).map(Self::new)
     }
 
     /// Reads the key from a database that several servers share, so that each accepts the others' tokens. The first server creates it.

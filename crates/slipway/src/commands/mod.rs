@@ -11,6 +11,7 @@ mod domains;
 mod gpu;
 mod in_cluster;
 mod install;
+mod kubeconfig;
 mod lab;
 mod login;
 mod model;
@@ -79,6 +80,7 @@ pub(crate) async fn run(args: Cli, config: Config, problem: Option<ConfigError>)
     let context = Context { config, global: args.global };
     match args.command {
         Command::Explain { code } => explain_code(&context, code),
+        Command::Config(cli::Config::Kubeconfig { save }) => kubeconfig::kubeconfig(&context, save.as_deref()),
         Command::Config(cli::Config::Show { origin }) => {
             show_config(&context, origin);
             if let Some(problem) = problem {

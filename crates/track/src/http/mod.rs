@@ -22,7 +22,7 @@ pub const MLFLOW_VERSION: &str = "3.17.2";
 /// Maximum bytes of a JSON request body.
 const BODY_LIMIT: usize = 64 * 1024 * 1024;
 
-/// All of MLflow's routes, under `/api` and `/ajax-api`, with `/version` and `/health`.
+/// All of MLflow's routes, under `/api` and `/ajax-api`, with `/health`. `/version` belongs to several protocols, so the server has it.
 pub fn routes(tracking: Tracking) -> Routes {
     let authenticated = Access::Authenticated(RunTokenUse::Scoped);
     let api = experiments::routes()
@@ -38,7 +38,6 @@ pub fn routes(tracking: Tracking) -> Routes {
         .merge(artifacts::ui_routes())
         .nest("/api", api.clone())
         .nest("/ajax-api", api)
-        .get("/version", Access::Public, async || MLFLOW_VERSION)
         .get("/health", Access::Public, async || "OK")
         .with_state(tracking)
 }

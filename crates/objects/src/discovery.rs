@@ -1,0 +1,161 @@
+//! The documents by which clients find out what the API serves: the lists of groups, versions and resources, each alone or all in one
+//! (aggregated discovery, `apidiscovery.k8s.io/v2`).
+
+use serde_json::{Value, json};
+
+use crate::resource::{Registry, Resource};
+
+/// The verbs of every stored resource, in the order in which the API server lists them.
+const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+/// The verbs of a status.
+const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
+
+/// A resource that is computed from a request and never stored.
+#[derive(Debug)]
+pub struct Review {
+    /// The API group.
+    pub group: &'static str,
+    /// The kind.
+    pub kind: &'static str,
+    /// The name in paths.
+    pub plural: &'static str,
+}
+
+/// The computed resources. All have the version `v1` and the verb `create`.
+pub const REVIEWS: &[Review] = &[
+    Review { group: "authentication.k8s.io", kind: "SelfSubjectReview", plural: "selfsubjectreviews" },
+    Review { group: "authorization.k8s.io", kind: "SelfSubjectAccessReview", plural: "selfsubjectaccessreviews" },
+];
+
+/// The groups with their versions, without the core group.
+fn named_groups(registry: &Registry) -> Vec<(&'static str, &'static str)> {
+    let mut groups: Vec<_> = registry.groups().into_iter().filter(|(group, _)| !group.is_empty()).collect();
+    groups.extend(REVIEWS.iter().map(|review| (review.group, "v1")));
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+/// `/api`: the versions of the core group.
+pub fn core_versions() -> Value {
+    json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
+}
+
+fn group(name: &str, version: &str) -> Value {
+    let version = json!({"groupVersion": format!("{name}/{version}"), "version": version});
+    json!({"name": name, "versions": [version], "preferredVersion": version})
+}
+
+/// `/apis`: the groups.
+pub fn group_list(registry: &Registry) -> Value {
+    let groups: Vec<Value> = named_groups(registry).into_iter().map(|(name, version)| group(name, version)).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `/apis/GROUP` of every group, by name.
+pub fn group_documents(registry: &Registry) -> Vec<(&'static str, Value)> {
+    let document = |(name, version)| {
+        let mut document = group(name, version);
+        document["kind"] = json!("APIGroup");
+        document["apiVersion"] = json!("v1");
+        (name, document)
+    };
+    named_groups(registry).into_iter().map(document).collect()
+}
+
+/// `/api/v1` and `/apis/GROUP/VERSION`: the resources of every group and version, by path.
+pub fn resource_lists(registry: &Registry) -> Vec<(String, Value)> {
+    let core = registry.groups().into_iter().filter(|(group, _)| group.is_empty());
+    let document = |(group, version): (&str, &str)| {
+        let mut resources = Vec::new();
+        for resource in registry.resources().filter(|r| r.group == group && r.version == version) {
+            let mut described = described(resource.plural, resource, VERBS);
+            if !resource.short_names.is_empty() {
+                described["shortNames"] = json!(resource.short_names);
+            }
+            resources.push(described);
+            if resource.has_status {
+                resources.push(self::described(&format!("{}/status", resource.plural), resource, STATUS_VERBS));
+            }
+        }
+        for review in REVIEWS.iter().filter(|review| review.group == group) {
+            resources.push(json!({
+                "name": review.plural,
+                "singularName": review.kind.to_lowercase(),
+                "namespaced": false,
+                "kind": review.kind,
+                "verbs": ["create"],
+            }));
+        }
+        let (prefix, name) = match group {
+            "" => ("/api", version.to_owned()),
+            group => ("/apis", format!("{group}/{version}")),
+        };
+        let list = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": resources});
+        (format!("{prefix}/{name}"), list)
+    };
+    core.chain(named_groups(registry)).map(document).collect()
+}
+
+fn described(name: &str, resource: &Resource, verbs: &[&str]) -> Value {
+    let singular = if name == resource.plural { resource.singular } else { "" };
+    json!({
+        "name": name,
+        "singularName": singular,
+        "namespaced": resource.namespaced,
+        "kind": resource.kind,
+        "verbs": verbs,
+    })
+}
+
+/// The resources of the core group (`/api`) or of all others (`/apis`) in one document.
+pub fn aggregated(registry: &Registry, core: bool) -> Value {
+    let groups = if core { vec![("", "v1")] } else { named_groups(registry) };
+    let item = |(group, version): (&str, &str)| {
+        let mut resources: Vec<Value> = registry
+            .resources()
+            .filter(|resource| resource.group == group && resource.version == version)
+            .map(|resource| aggregated_resource(resource))
+            .collect();
+        for review in REVIEWS.iter().filter(|review| review.group == group) {
+            resources.push(json!({
+                "resource": review.plural,
+                "responseKind": {"group": group, "version": version, "kind": review.kind},
+                "scope": "Cluster",
+                "singularResource": review.kind.to_lowercase(),
+                "verbs": ["create"],
+            }));
+        }
+        let versions = json!([{"version": version, "resources": resources, "freshness": "Current"}]);
+        let metadata = if group.is_empty() {
+            json!({"creationTimestamp": null})
+        } else {
+            json!({"name": group, "creationTimestamp": null})
+        };
+        json!({"metadata": metadata, "versions": versions})
+    };
+    json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {},
+        "items": groups.into_iter().map(item).collect::<Vec<_>>(),
+    })
+}
+
+fn aggregated_resource(resource: &Resource) -> Value {
+    let kind = json!({"group": resource.group, "version": resource.version, "kind": resource.kind});
+    let mut described = json!({
+        "resource": resource.plural,
+        "responseKind": kind,
+        "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": resource.singular,
+        "verbs": VERBS,
+    });
+    if !resource.short_names.is_empty() {
+        described["shortNames"] = json!(resource.short_names);
+    }
+    if resource.has_status {
+        described["subresources"] = json!([{"subresource": "status", "responseKind": kind, "verbs": STATUS_VERBS}]);
+    }
+    described
+}

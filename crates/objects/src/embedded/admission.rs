@@ -1,0 +1,154 @@
+//! The rules that new states of objects must satisfy, whatever wrote them.
+
+use serde_json::{Value, json};
+use slipway_core::clock::{now_ms, rfc3339};
+
+use super::OTHER_CHANGE;
+use crate::error::{Error, FieldError};
+use crate::name::{metadata_errors, name_faults};
+use crate::object::Object;
+use crate::resource::Resource;
+use crate::store::Part;
+
+/// The field with the observed state.
+const STATUS: &str = "status";
+
+fn bad_request(message: impl Into<String>) -> Error {
+    Error::BadRequest(message.into())
+}
+
+/// Checks that the namespace of an object is that of the request, and sets it.
+fn place(resource: &Resource, namespace: &str, object: &mut Object) -> Result<(), Error> {
+    if !resource.namespaced {
+        object.metadata.namespace.clear();
+    } else if object.metadata.namespace.is_empty() {
+        object.metadata.namespace = namespace.to_owned();
+    } else if object.metadata.namespace != namespace {
+        return Err(bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
+}
+
+/// Completes and checks an object to be created. `generated` is the name if the object has only the start of one.
+pub(super) fn created(
+    resource: &Resource,
+    namespace: &str,
+    mut object: Object,
+    generated: &str,
+) -> Result<Object, Error> {
+    place(resource, namespace, &mut object)?;
+    if !object.metadata.resource_version.is_empty() && object.metadata.resource_version != "0" {
+        return Err(bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    object.api_version = resource.api_version();
+    object.kind = resource.kind.to_owned();
+    let meta = &mut object.metadata;
+    if meta.name.is_empty() && !meta.generate_name.is_empty() {
+        meta.name = generated.to_owned();
+    }
+    meta.resource_version.clear();
+    meta.uid = uuid::Uuid::new_v4().to_string();
+    meta.creation_timestamp = Some(rfc3339(now_ms()));
+    meta.deletion_timestamp = None;
+    meta.deletion_grace_period_seconds = None;
+    meta.generation = i64::from(resource.counts_generations);
+    if resource.has_status {
+        object.body.remove(STATUS);
+    }
+    (resource.rules.prepare)(&mut object, None);
+    check(resource, &object, None, Vec::new())?;
+    Ok(object)
+}
+
+/// Completes and checks a new state of an object.
+pub(super) fn updated(
+    resource: &Resource,
+    namespace: &str,
+    old: &Object,
+    mut new: Object,
+    part: Part,
+) -> Result<Object, Error> {
+    let name = &old.metadata.name;
+    place(resource, namespace, &mut new)?;
+    if new.metadata.name.is_empty() {
+        new.metadata.name.clone_from(name);
+    } else if new.metadata.name != *name {
+        let message =
+            format!("the name of the object ({}) does not match the name on the URL ({name})", new.metadata.name);
+        return Err(bad_request(message));
+    }
+    if !new.metadata.uid.is_empty() && new.metadata.uid != old.metadata.uid {
+        let detail = format!(
+            "Precondition failed: UID in precondition: {}, UID in object meta: {}",
+            new.metadata.uid, old.metadata.uid
+        );
+        return Err(resource.conflict(name, detail));
+    }
+    if !matches!(&*new.metadata.resource_version, "" | "0")
+        && new.metadata.resource_version != old.metadata.resource_version
+    {
+        return Err(resource.conflict(name, OTHER_CHANGE));
+    }
+    if part == Part::Status {
+        let status = new.body.remove(STATUS);
+        new = old.clone();
+        match status {
+            Some(status) => drop(new.body.insert(STATUS.into(), status)),
+            None => drop(new.body.remove(STATUS)),
+        }
+    } else if resource.has_status {
+        match old.body.get(STATUS) {
+            Some(status) => drop(new.body.insert(STATUS.into(), status.clone())),
+            None => drop(new.body.remove(STATUS)),
+        }
+    }
+    new.api_version.clone_from(&old.api_version);
+    new.kind.clone_from(&old.kind);
+    let (meta, before) = (&mut new.metadata, &old.metadata);
+    meta.resource_version.clone_from(&before.resource_version);
+    meta.uid.clone_from(&before.uid);
+    meta.creation_timestamp.clone_from(&before.creation_timestamp);
+    meta.deletion_timestamp.clone_from(&before.deletion_timestamp);
+    meta.deletion_grace_period_seconds = before.deletion_grace_period_seconds;
+    meta.generation = before.generation;
+    (resource.rules.prepare)(&mut new, Some(old));
+    if resource.counts_generations && desired(&new) != desired(old) {
+        new.metadata.generation += 1;
+    }
+    if new == *old {
+        return Ok(new);
+    }
+    let mut errors = Vec::new();
+    if old.metadata.is_deleting() {
+        let added: Vec<&str> =
+            new.metadata.finalizers.iter().map(String::as_str).filter(|f| !old.metadata.has_finalizer(f)).collect();
+        if !added.is_empty() {
+            let added = added.iter().map(|finalizer| format!("{finalizer:?}")).collect::<Vec<_>>().join(", ");
+            let detail = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{added}}}"
+            );
+            errors.push(FieldError::forbidden("metadata.finalizers", detail));
+        }
+    }
+    check(resource, &new, Some(old), errors)?;
+    Ok(new)
+}
+
+/// The fields of an object that are neither metadata nor status.
+fn desired(object: &Object) -> impl PartialEq + use<'_> {
+    object.body.iter().filter(|(field, _)| *field != STATUS).collect::<Vec<(&String, &Value)>>()
+}
+
+fn check(resource: &Resource, new: &Object, old: Option<&Object>, mut errors: Vec<FieldError>) -> Result<(), Error> {
+    errors.extend(metadata_errors(&new.metadata, resource.names));
+    if resource.namespaced {
+        let namespace = &new.metadata.namespace;
+        let faults = name_faults(crate::name::NameForm::Label, namespace);
+        errors.extend(faults.iter().map(|f| FieldError::invalid("metadata.namespace", &json!(namespace), f)));
+    }
+    errors.extend(resource.schema.validate(&Value::Object(new.body.clone()), ""));
+    errors.extend((resource.rules.validate)(new, old));
+    if errors.is_empty() { Ok(()) } else { Err(resource.invalid(&new.metadata.name, errors)) }
+}

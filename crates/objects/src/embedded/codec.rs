@@ -1,0 +1,63 @@
+//! How objects are stored: as JSON, which is sealed for kinds with secrets.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::object::Object;
+use crate::repo::{Key, Stored};
+use crate::resource::Resource;
+use crate::seal::Sealer;
+
+/// Maximum bytes of an object, as in etcd's default configuration.
+pub(super) const MAX_OBJECT_BYTES: usize = 1536 * 1024;
+
+/// Encodes and decodes states; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Codec {
+    sealer: Option<Arc<Sealer>>,
+}
+
+impl Codec {
+    pub(super) fn new(sealer: Option<Sealer>) -> Self {
+        Self { sealer: sealer.map(Arc::new) }
+    }
+
+    fn sealer(&self, resource: &Resource) -> Result<Option<&Sealer>, Error> {
+        match (resource.sealed, &self.sealer) {
+            (false, _) => Ok(None),
+            (true, Some(sealer)) => Ok(Some(sealer)),
+            (true, None) => Err(Error::Forbidden {
+                resource: resource.group_resource(),
+                name: String::new(),
+                detail: "this server has no key to encrypt them with".into(),
+                cause: None,
+            }),
+        }
+    }
+
+    /// Encodes an object without its version.
+    pub(super) fn encode(&self, resource: &Resource, key: &Key, object: &Object) -> Result<Vec<u8>, Error> {
+        let mut object = object.clone();
+        object.metadata.resource_version.clear();
+        let json = object.to_json();
+        if json.len() > MAX_OBJECT_BYTES {
+            return Err(Error::TooLarge(MAX_OBJECT_BYTES));
+        }
+        match self.sealer(resource)? {
+            Some(sealer) => sealer.seal(key, &json),
+            None => Ok(json),
+        }
+    }
+
+    /// Decodes a stored object.
+    pub(super) fn decode(&self, resource: &Resource, stored: &Stored) -> Result<Object, Error> {
+        let unreadable = |e: serde_json::Error| {
+            Error::Sealed(format!("{} {:?} is stored in an unknown form: {e}", stored.key.resource, stored.key.name))
+        };
+        let object: Object = match self.sealer(resource)? {
+            Some(sealer) => serde_json::from_slice(&sealer.open(&stored.key, &stored.body)?).map_err(unreadable)?,
+            None => serde_json::from_slice(&stored.body).map_err(unreadable)?,
+        };
+        Ok(super::with_version(object, stored.version))
+    }
+}

@@ -1,0 +1,151 @@
+//! Watches: the current objects or the changes after a version, and then every further change.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::feed::{Change, Head, read_log};
+use super::{Embedded, lists, with_version};
+use crate::error::Error;
+use crate::repo;
+use crate::resource::Resource;
+use crate::store::{ListOptions, Selection, WatchEvent, WatchOptions};
+
+/// The interval of bookmarks.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+/// Maximum number of changes that a watch takes from the feed at once.
+const MAX_BATCH: usize = 256;
+
+/// A running watch.
+struct Watch {
+    store: Embedded,
+    resource: Arc<Resource>,
+    /// The name under which the objects are stored.
+    stored_as: String,
+    selection: Selection,
+    /// The version up to which changes were considered.
+    cursor: i64,
+    /// Events to be sent before anything else.
+    pending: VecDeque<WatchEvent>,
+    head: watch::Receiver<Head>,
+    /// When the next bookmark is due; `None` without bookmarks.
+    bookmark_at: Option<Instant>,
+    ended: bool,
+}
+
+impl Watch {
+    /// The event of a change for this watch; `None` if the object is selected neither before nor after it.
+    fn event(&self, change: &Change) -> Option<WatchEvent> {
+        if change.key.resource != self.stored_as {
+            return None;
+        }
+        let selected = |object: &&crate::object::Object| self.selection.matches(&self.resource, object);
+        let (now, before) = (change.current.as_ref().filter(selected), change.previous.as_ref().filter(selected));
+        match (now, before) {
+            (Some(object), None) => Some(WatchEvent::Added(object.clone())),
+            (Some(object), Some(_)) => Some(WatchEvent::Modified(object.clone())),
+            (None, Some(object)) => Some(WatchEvent::Deleted(with_version(object.clone(), change.version))),
+            (None, None) => None,
+        }
+    }
+
+    async fn changes(&self) -> Result<Vec<Arc<Change>>, Error> {
+        let inner = &self.store.inner;
+        match inner.feed.after(self.cursor, MAX_BATCH) {
+            Some(changes) => Ok(changes),
+            None => read_log(&inner.database, &inner.registry, &inner.codec, self.cursor).await,
+        }
+    }
+
+    async fn next(&mut self) -> Option<WatchEvent> {
+        loop {
+            if let Some(event) = self.pending.pop_front() {
+                return Some(event);
+            }
+            if self.ended {
+                return None;
+            }
+            // Read before the changes, so that a change which arrives in between wakes the wait below.
+            let head = *self.head.borrow_and_update();
+            if head.is_closed {
+                return None;
+            }
+            match self.changes().await {
+                Ok(changes) => {
+                    for change in &changes {
+                        self.cursor = change.version;
+                        let event = self.event(change);
+                        self.pending.extend(event);
+                    }
+                    if !changes.is_empty() {
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    self.ended = true;
+                    return Some(WatchEvent::Failed(error));
+                }
+            }
+            let due = self.bookmark_at.unwrap_or_else(|| Instant::now() + BOOKMARK_INTERVAL);
+            match tokio::time::timeout_at(due, self.head.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return None,
+                Err(_) => {
+                    if let Some(at) = &mut self.bookmark_at {
+                        *at = Instant::now() + BOOKMARK_INTERVAL;
+                        return Some(WatchEvent::Bookmark { version: self.cursor, initial_end: false });
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Embedded {
+    pub(super) async fn watch_from(
+        &self,
+        resource: Arc<Resource>,
+        options: WatchOptions,
+    ) -> Result<impl Stream<Item = WatchEvent> + Send + 'static, Error> {
+        let WatchOptions { selection, after, send_initial_events, bookmarks } = options;
+        selection.check(&resource)?;
+        let mut pending = VecDeque::new();
+        let mut ended = false;
+        let cursor = match after {
+            Some(version) if !send_initial_events => {
+                let clock = self.inner.database.read_now(repo::clock)?;
+                if version < clock.compacted {
+                    pending.push_back(WatchEvent::Failed(lists::too_old(version, clock)));
+                    ended = true;
+                }
+                version
+            }
+            _ => {
+                let all = ListOptions { selection: selection.clone(), ..ListOptions::default() };
+                let page = self.list_page(&resource, &all).await?;
+                pending.extend(page.items.into_iter().map(WatchEvent::Added));
+                if send_initial_events && bookmarks {
+                    let version = page.resource_version;
+                    pending.push_back(WatchEvent::Bookmark { version, initial_end: true });
+                }
+                page.resource_version
+            }
+        };
+        let watch = Watch {
+            store: self.clone(),
+            stored_as: resource.group_resource().to_string(),
+            resource,
+            selection,
+            cursor,
+            pending,
+            head: self.inner.feed.subscribe(),
+            bookmark_at: bookmarks.then(|| Instant::now() + BOOKMARK_INTERVAL),
+            ended,
+        };
+        Ok(stream::unfold(watch, |mut watch| async move { watch.next().await.map(|event| (event, watch)) }).boxed())
+    }
+}

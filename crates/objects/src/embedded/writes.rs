@@ -1,0 +1,257 @@
+//! Creating, changing and deleting objects.
+
+use std::sync::Arc;
+
+use futures_util::Stream;
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::json;
+use slipway_core::clock::{now_ms, rfc3339};
+use slipway_store::sql::Connection;
+
+use super::{Applied, Embedded, Outcome, admission, with_version};
+use crate::error::{Error, FieldError, GroupResource};
+use crate::meta::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER, ObjectMeta};
+use crate::object::Object;
+use crate::patch::Patch;
+use crate::repo::{self, Key};
+use crate::resource::Resource;
+use crate::store::{
+    DeleteOptions, Deletion, ListOptions, ObjectStore, Page, Propagation, WatchEvent, WatchOptions, WriteOptions,
+    Written,
+};
+
+/// How often a name is generated until it is not taken.
+const MAX_GENERATED_NAMES: usize = 8;
+/// The letters and digits of generated names: none that are easily confused, and no vowels, which could form words.
+const NAME_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+/// The number of generated letters.
+const GENERATED_LETTERS: usize = 5;
+/// Maximum bytes of the start of a generated name, so that a name is also a valid label.
+const MAX_GENERATED_START: usize = 63 - GENERATED_LETTERS;
+
+/// Completes the start of a name.
+fn generate_name(start: &str) -> String {
+    let mut bytes = [0; GENERATED_LETTERS];
+    // Without random numbers the name is the same each time, and is refused if it is taken.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    let mut end = start.len().min(MAX_GENERATED_START);
+    while !start.is_char_boundary(end) {
+        end -= 1;
+    }
+    let letters = bytes.iter().map(|b| char::from(NAME_ALPHABET[usize::from(*b) % NAME_ALPHABET.len()]));
+    start[..end].chars().chain(letters).collect()
+}
+
+/// Checks in the transaction of a creation that the namespace exists and is not being deleted.
+fn check_namespace(c: &Connection, key: &Key) -> Result<(), Error> {
+    if key.namespace.is_empty() {
+        return Ok(());
+    }
+    let namespaces = Key { resource: "namespaces".into(), namespace: String::new(), name: key.namespace.clone() };
+    let group_resource = |name: &str| {
+        let (resource, group) = name.split_once('.').unwrap_or((name, ""));
+        GroupResource { group: group.to_owned(), resource: resource.to_owned() }
+    };
+    match repo::presence(c, &namespaces)? {
+        None => Err(Error::NotFound { resource: group_resource("namespaces"), name: key.namespace.clone() }),
+        Some(false) => Ok(()),
+        Some(true) => Err(Error::Forbidden {
+            resource: group_resource(&key.resource),
+            name: key.name.clone(),
+            detail: format!(
+                "unable to create new content in namespace {} because it is being terminated",
+                key.namespace
+            ),
+            cause: Some(&("NamespaceTerminating", "metadata.namespace")),
+        }),
+    }
+}
+
+impl Embedded {
+    async fn insert(&self, resource: &Resource, object: Object, dry_run: bool) -> Result<Object, Error> {
+        let key = Self::key(resource, &object.metadata.namespace, &object.metadata.name);
+        let state = self.encode(resource, &key, &object)?;
+        let taken = Error::AlreadyExists { resource: resource.group_resource(), name: key.name.clone() };
+        let insert = move |c: &Connection| {
+            check_namespace(c, &key)?;
+            if repo::presence(c, &key)?.is_some() {
+                return Err(taken);
+            }
+            if dry_run {
+                return Ok(None);
+            }
+            let version = repo::insert(c, &state)?;
+            repo::compact(c, version)?;
+            Ok(Some(version))
+        };
+        match self.inner.database.write(insert).await? {
+            Some(version) => {
+                self.inner.feed.wake();
+                Ok(with_version(object, version))
+            }
+            None => Ok(object),
+        }
+    }
+}
+
+/// The finalizers of an object whose deletion is requested with this propagation.
+fn finalizers(meta: &ObjectMeta, propagation: Option<Propagation>) -> Vec<String> {
+    let own = meta.finalizers.iter().filter(|f| !matches!(&***f, FOREGROUND_FINALIZER | ORPHAN_FINALIZER)).cloned();
+    let added = match propagation {
+        Some(Propagation::Foreground) => Some(FOREGROUND_FINALIZER),
+        Some(Propagation::Orphan) => Some(ORPHAN_FINALIZER),
+        Some(Propagation::Background) => None,
+        None => return meta.finalizers.clone(),
+    };
+    own.chain(added.map(str::to_owned)).collect()
+}
+
+/// Checks the preconditions of a deletion.
+fn check_preconditions(resource: &Resource, meta: &ObjectMeta, options: &DeleteOptions) -> Result<(), Error> {
+    let checks = [
+        ("UID", "UID", &options.uid, &meta.uid),
+        ("ResourceVersion", "ResourceVersion", &options.resource_version, &meta.resource_version),
+    ];
+    for (what, field, expected, actual) in checks {
+        if let Some(expected) = expected.as_ref().filter(|expected| *expected != actual) {
+            let detail =
+                format!("Precondition failed: {what} in precondition: {expected}, {field} in object meta: {actual}");
+            return Err(resource.conflict(&meta.name, detail));
+        }
+    }
+    Ok(())
+}
+
+/// The error of a patch whose result is not an object of its kind.
+fn unpatchable(error: Error) -> Error {
+    match error {
+        Error::BadRequest(detail) => Error::Invalid {
+            group: String::new(),
+            kind: String::new(),
+            name: String::new(),
+            errors: vec![FieldError::invalid("patch", &json!(""), detail)],
+        },
+        other => other,
+    }
+}
+
+impl ObjectStore for Embedded {
+    async fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Object, Error> {
+        Ok(self.read(resource, &Self::key(resource, namespace, name)).await?.object)
+    }
+
+    async fn list(&self, resource: &Resource, options: &ListOptions) -> Result<Page, Error> {
+        self.list_page(resource, options).await
+    }
+
+    async fn watch(
+        &self,
+        resource: &Resource,
+        options: WatchOptions,
+    ) -> Result<impl Stream<Item = WatchEvent> + Send + 'static, Error> {
+        let name = resource.group_resource();
+        let resource = self.inner.registry.find(&name.group, &name.resource).map(Arc::clone);
+        let resource = resource.ok_or_else(|| Error::BadRequest(format!("the store has no {name}")))?;
+        self.watch_from(resource, options).await
+    }
+
+    async fn create(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        object: Object,
+        options: &WriteOptions,
+    ) -> Result<Written, Error> {
+        let is_generated = object.metadata.name.is_empty() && !object.metadata.generate_name.is_empty();
+        let mut attempts = if is_generated { MAX_GENERATED_NAMES } else { 1 };
+        loop {
+            let name = generate_name(&object.metadata.generate_name);
+            let complete = admission::created(resource, namespace, object.clone(), &name)?;
+            attempts -= 1;
+            match self.insert(resource, complete, options.dry_run).await {
+                Err(Error::AlreadyExists { .. }) if attempts > 0 => {}
+                result => return Ok(Written { object: result?, warnings: Vec::new() }),
+            }
+        }
+    }
+
+    async fn update(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        object: Object,
+        options: &WriteOptions,
+    ) -> Result<Written, Error> {
+        let key = Self::key(resource, namespace, name);
+        let Applied { object, .. } = self
+            .write(resource, &key, options.dry_run, |current| {
+                let new = admission::updated(resource, namespace, &current.object, object.clone(), options.part)?;
+                Ok(Outcome::of(resource, &current.object, new))
+            })
+            .await?;
+        Ok(Written { object, warnings: Vec::new() })
+    }
+
+    async fn patch(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        patch: &Patch,
+        options: &WriteOptions,
+    ) -> Result<Written, Error> {
+        let key = Self::key(resource, namespace, name);
+        let mut warnings = Vec::new();
+        let Applied { object, .. } = self
+            .write(resource, &key, options.dry_run, |current| {
+                let mut value = current.object.to_value();
+                patch.apply(&mut value, &resource.schema)?;
+                let (new, found) = resource.decode(value, options.validation).map_err(unpatchable)?;
+                warnings = found;
+                let new = admission::updated(resource, namespace, &current.object, new, options.part)?;
+                Ok(Outcome::of(resource, &current.object, new))
+            })
+            .await?;
+        Ok(Written { object, warnings })
+    }
+
+    async fn delete(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deletion, Error> {
+        if let Some(detail) = (resource.rules.undeletable)(name) {
+            return Err(Error::Forbidden {
+                resource: resource.group_resource(),
+                name: name.to_owned(),
+                detail: detail.to_owned(),
+                cause: None,
+            });
+        }
+        let key = Self::key(resource, namespace, name);
+        let Applied { object, deleted } = self
+            .write(resource, &key, options.dry_run, |current| {
+                check_preconditions(resource, &current.object.metadata, options)?;
+                let mut object = current.object.clone();
+                object.metadata.finalizers = finalizers(&object.metadata, options.propagation);
+                if !object.metadata.is_deleting() {
+                    object.metadata.deletion_timestamp = Some(rfc3339(now_ms()));
+                    object.metadata.deletion_grace_period_seconds = Some(0);
+                    if object.metadata.generation > 0 {
+                        object.metadata.generation += 1;
+                    }
+                    (resource.rules.terminate)(&mut object);
+                }
+                Ok(match Outcome::of(resource, &current.object, object) {
+                    // The last state of a deleted object is that before the request.
+                    Outcome::Delete(_) => Outcome::Delete(current.object.clone()),
+                    other => other,
+                })
+            })
+            .await?;
+        Ok(if deleted { Deletion::Deleted(object) } else { Deletion::Pending(object) })
+    }
+}

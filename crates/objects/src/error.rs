@@ -1,0 +1,341 @@
+//! Errors of the object API. Each becomes a `Status` with the code, reason and wording of the Kubernetes API server, because clients
+//! decide by these what to do next.
+
+use serde::Serialize;
+use serde_json::Value;
+use slipway_core::Explain;
+
+/// A resource in its group, such as `configmaps` or `runs.slipway.dev`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GroupResource {
+    /// The API group; empty for the core group.
+    pub group: String,
+    /// The plural name.
+    pub resource: String,
+}
+
+impl std::fmt::Display for GroupResource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.resource)?;
+        if self.group.is_empty() { Ok(()) } else { write!(f, ".{}", self.group) }
+    }
+}
+
+/// An invalid field of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// The path of the field, such as `metadata.labels`.
+    pub field: String,
+    /// The machine-readable reason, such as `FieldValueInvalid`.
+    pub reason: &'static str,
+    /// The message without the path.
+    pub message: String,
+}
+
+impl FieldError {
+    /// The value is of the right type but not acceptable.
+    pub fn invalid(field: impl Into<String>, value: &Value, detail: impl std::fmt::Display) -> Self {
+        Self { field: field.into(), reason: "FieldValueInvalid", message: format!("Invalid value: {value}: {detail}") }
+    }
+
+    /// The value is of another type than the schema's.
+    pub fn type_invalid(field: impl Into<String>, value: &Value, detail: impl std::fmt::Display) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueTypeInvalid",
+            message: format!("Invalid value: {value}: {detail}"),
+        }
+    }
+
+    /// The field is missing.
+    pub fn required(field: impl Into<String>, detail: &str) -> Self {
+        let separator = if detail.is_empty() { "" } else { ": " };
+        Self {
+            field: field.into(),
+            reason: "FieldValueRequired",
+            message: format!("Required value{separator}{detail}"),
+        }
+    }
+
+    /// The field may not have this value now.
+    pub fn forbidden(field: impl Into<String>, detail: impl std::fmt::Display) -> Self {
+        Self { field: field.into(), reason: "FieldValueForbidden", message: format!("Forbidden: {detail}") }
+    }
+
+    /// The value is not one of the supported ones.
+    pub fn not_supported(field: impl Into<String>, value: &Value, supported: &[String]) -> Self {
+        let supported: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
+        Self {
+            field: field.into(),
+            reason: "FieldValueNotSupported",
+            message: format!("Unsupported value: {value}: supported values: {}", supported.join(", ")),
+        }
+    }
+
+    /// The value has more bytes than allowed.
+    pub fn too_long(field: impl Into<String>, limit: usize) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueTooLong",
+            message: format!("Too long: may not be more than {limit} bytes"),
+        }
+    }
+}
+
+impl std::fmt::Display for FieldError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// Why a request to the object API failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The object does not exist.
+    #[error("{resource} \"{name}\" not found")]
+    NotFound {
+        /// The resource that was searched.
+        resource: GroupResource,
+        /// The name of the object.
+        name: String,
+    },
+    /// The name is already taken.
+    #[error("{resource} \"{name}\" already exists")]
+    AlreadyExists {
+        /// The resource of the object.
+        resource: GroupResource,
+        /// The name of the object.
+        name: String,
+    },
+    /// The object was changed since the client read it, or a precondition does not hold.
+    #[error("Operation cannot be fulfilled on {resource} \"{name}\": {detail}")]
+    Conflict {
+        /// The resource of the object.
+        resource: GroupResource,
+        /// The name of the object.
+        name: String,
+        /// What does not match.
+        detail: String,
+    },
+    /// Fields of the object are invalid.
+    #[error("{kind} \"{name}\" is invalid: {}", aggregate(.errors))]
+    Invalid {
+        /// The API group of the kind.
+        group: String,
+        /// The kind, such as `ConfigMap`.
+        kind: String,
+        /// The name of the object; may be empty.
+        name: String,
+        /// What is invalid.
+        errors: Vec<FieldError>,
+    },
+    /// The operation is not allowed on this object.
+    #[error("{resource} \"{name}\" is forbidden: {detail}")]
+    Forbidden {
+        /// The resource of the object.
+        resource: GroupResource,
+        /// The name of the object; may be empty.
+        name: String,
+        /// Why it is not allowed.
+        detail: String,
+        /// A machine-readable cause and the field that it concerns.
+        cause: Option<&'static (&'static str, &'static str)>,
+    },
+    /// The request is malformed.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The requested version of the list is no longer retained.
+    #[error("{0}")]
+    Expired(String),
+    /// A patch cannot be applied to the object.
+    #[error("{0}")]
+    Unprocessable(String),
+    /// The request body or the object is larger than allowed.
+    #[error("Request entity too large: limit is {0}")]
+    TooLarge(usize),
+    /// The body has a media type that this operation does not accept.
+    #[error("the body of the request was in an unknown format - accepted media types include: {0}")]
+    UnsupportedMediaType(String),
+    /// Encrypted data of an object cannot be read.
+    #[error("Internal error occurred: {0}")]
+    Sealed(String),
+    /// The store failed.
+    #[error("Internal error occurred: {0}")]
+    Store(#[from] slipway_store::StoreError),
+}
+
+/// Several errors in one line, as the API server prints them.
+fn aggregate(errors: &[FieldError]) -> String {
+    match errors {
+        [one] => one.to_string(),
+        many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+impl Explain for Error {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "objects.not_found",
+            Self::AlreadyExists { .. } => "objects.exists",
+            Self::Conflict { .. } => "objects.conflict",
+            Self::Invalid { .. } | Self::BadRequest(_) | Self::Unprocessable(_) | Self::UnsupportedMediaType(_) => {
+                "objects.invalid"
+            }
+            Self::Forbidden { .. } => "objects.forbidden",
+            Self::Expired(_) => "objects.expired",
+            Self::TooLarge(_) => "objects.too_large",
+            Self::Sealed(_) => "objects.sealed",
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+/// The body of an error response, and of the response to a deletion.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Always `Status`.
+    pub kind: &'static str,
+    /// Always `v1`.
+    pub api_version: &'static str,
+    /// Always empty.
+    pub metadata: serde_json::Map<String, Value>,
+    /// `Success` or `Failure`.
+    pub status: &'static str,
+    /// The message for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// The machine-readable reason, such as `NotFound`.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub reason: &'static str,
+    /// The object that the response is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Details>,
+    /// The HTTP status; absent from successes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<u16>,
+}
+
+/// The object that a [`Status`] is about.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Details {
+    /// The name of the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The API group.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    /// The resource, or for an invalid object its kind.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// The unique id of a deleted object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// What is invalid.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<Cause>,
+}
+
+/// One cause of an error.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cause {
+    /// The machine-readable reason.
+    pub reason: String,
+    /// The message for people.
+    pub message: String,
+    /// The path of the field; may be empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub field: String,
+}
+
+impl Status {
+    /// The response to a successful deletion.
+    pub fn deleted(resource: &GroupResource, name: &str, uid: &str) -> Self {
+        Self {
+            status: "Success",
+            details: Some(Details { uid: uid.to_owned(), ..Details::of(resource, name) }),
+            code: None,
+            ..Self::failure(200, "", String::new())
+        }
+    }
+
+    /// A failure without details.
+    pub fn failure(code: u16, reason: &'static str, message: String) -> Self {
+        Self {
+            kind: "Status",
+            api_version: "v1",
+            metadata: serde_json::Map::new(),
+            status: "Failure",
+            message,
+            reason,
+            details: None,
+            code: Some(code),
+        }
+    }
+}
+
+impl Details {
+    /// The details of an error about one object.
+    pub fn of(resource: &GroupResource, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            group: resource.group.clone(),
+            kind: resource.resource.clone(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Error {
+    /// The response for this error.
+    pub fn status(&self) -> Status {
+        let (code, reason) = match self {
+            Self::NotFound { .. } => (404, "NotFound"),
+            Self::AlreadyExists { .. } => (409, "AlreadyExists"),
+            Self::Conflict { .. } => (409, "Conflict"),
+            Self::Invalid { .. } | Self::Unprocessable(_) => (422, "Invalid"),
+            Self::Forbidden { .. } => (403, "Forbidden"),
+            Self::BadRequest(_) => (400, "BadRequest"),
+            Self::Expired(_) => (410, "Expired"),
+            Self::TooLarge(_) => (413, "RequestEntityTooLarge"),
+            Self::UnsupportedMediaType(_) => (415, "UnsupportedMediaType"),
+            Self::Sealed(_) | Self::Store(_) => (500, "InternalError"),
+        };
+        let details = match self {
+            Self::NotFound { resource, name }
+            | Self::AlreadyExists { resource, name }
+            | Self::Conflict { resource, name, .. } => Some(Details::of(resource, name)),
+            Self::Forbidden { resource, name, detail, cause } => {
+                let cause = cause.map(|&(reason, field)| Cause {
+                    reason: reason.to_owned(),
+                    message: detail.clone(),
+                    field: field.to_owned(),
+                });
+                Some(Details { causes: cause.into_iter().collect(), ..Details::of(resource, name) })
+            }
+            Self::Invalid { group, kind, name, errors } => Some(Details {
+                name: name.clone(),
+                group: group.clone(),
+                kind: kind.clone(),
+                causes: errors
+                    .iter()
+                    .map(|e| Cause { reason: e.reason.to_owned(), message: e.message.clone(), field: e.field.clone() })
+                    .collect(),
+                ..Details::default()
+            }),
+            _ => None,
+        };
+        Status { details, ..Status::failure(code, reason, self.message()) }
+    }
+
+    /// The message with the group of an invalid kind, which the API server prints behind its name.
+    fn message(&self) -> String {
+        match self {
+            Self::Invalid { group, kind, name, errors } if !group.is_empty() => {
+                format!("{kind}.{group} \"{name}\" is invalid: {}", aggregate(errors))
+            }
+            other => other.to_string(),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Namespaces.
+
+use serde_json::json;
+
+use super::{age_column, name_column};
+use crate::name::NameForm;
+use crate::object::Object;
+use crate::resource::{Column, Resource, Rules, embedded_schema};
+
+/// The label with the name of a namespace, which selectors can use.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+pub(super) fn resource() -> Resource {
+    let status = Column {
+        name: "Status",
+        format: "",
+        description: "The status of the namespace",
+        priority: 0,
+        cell: |object, _| json!(object.text(&["status", "phase"])),
+    };
+    Resource {
+        group: "",
+        version: "v1",
+        kind: "Namespace",
+        plural: "namespaces",
+        singular: "namespace",
+        short_names: &["ns"],
+        namespaced: false,
+        has_status: true,
+        counts_generations: false,
+        sealed: false,
+        retention_ms: None,
+        names: NameForm::Label,
+        schema: embedded_schema(include_str!("../../schemas/namespace.json")),
+        columns: vec![name_column(), status, age_column()],
+        selectable: &[("status.phase", |object| object.text(&["status", "phase"]).to_owned())],
+        rules: Rules {
+            prepare,
+            terminate: |object| object.body["status"]["phase"] = json!("Terminating"),
+            is_held: |object| object.at(&["spec", "finalizers"]).as_array().is_some_and(|list| !list.is_empty()),
+            undeletable: |name| (name == "default").then_some("this namespace may not be deleted"),
+            ..Rules::default()
+        },
+    }
+}
+
+fn prepare(new: &mut Object, old: Option<&Object>) {
+    new.metadata.labels.insert(NAME_LABEL.into(), new.metadata.name.clone());
+    match old {
+        None => {
+            // Released by the garbage collector once the namespace is empty.
+            new.body.insert("spec".into(), json!({"finalizers": ["kubernetes"]}));
+            new.body.insert("status".into(), json!({"phase": "Active"}));
+        }
+        Some(old) if !new.metadata.is_deleting() => {
+            new.body.insert("spec".into(), old.at(&["spec"]).clone());
+        }
+        Some(_) => {}
+    }
+}

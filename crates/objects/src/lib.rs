@@ -1,0 +1,44 @@
+//! Kubernetes objects on one machine: the model, rules and storage of the object API that `slipway up` serves.
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`meta`], [`object`] | an object: typed metadata and a JSON body |
+//! | [`name`] | valid names, labels and annotations |
+//! | [`schema`] | structural schemas: which fields a kind has, and of which types |
+//! | [`selector`] | label and field selectors |
+//! | [`patch`] | JSON patch, merge patch, strategic merge patch |
+//! | [`resource`] | a resource: its names, scope, schema, columns and rules; and the registry of all of them |
+//! | [`kinds`] | the kinds that every installation has: namespaces, config maps, secrets, events |
+//! | [`table`] | lists as the tables that `kubectl get` prints |
+//! | [`discovery`], [`openapi`] | documents by which clients find resources and validate objects |
+//! | [`protobuf`] | reads request bodies in Kubernetes' protobuf encoding |
+//! | [`store`] | [`ObjectStore`](store::ObjectStore): what controllers and the API do with objects |
+//! | [`repo`] | all SQL |
+//! | [`seal`] | encryption of secrets at rest |
+//! | [`embedded`] | the store in slipway's own database, its change feed, and the garbage collector |
+//! | [`error`] | errors, worded and coded as the Kubernetes API server does |
+//!
+//! Sources: the Kubernetes API conventions and the behaviour of `kube-apiserver` 1.36.
+
+pub mod discovery;
+pub mod embedded;
+pub mod error;
+pub mod kinds;
+pub mod meta;
+pub mod name;
+pub mod object;
+pub mod openapi;
+pub mod patch;
+pub mod protobuf;
+pub mod repo;
+pub mod resource;
+pub mod schema;
+pub mod seal;
+pub mod selector;
+pub mod store;
+pub mod table;
+
+pub use error::{Error, FieldError, Status};
+pub use object::Object;
+pub use repo::MIGRATION;
+pub use resource::{Registry, Resource};

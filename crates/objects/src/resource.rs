@@ -1,0 +1,264 @@
+//! Resources: what the API serves. The rules of a resource are data and functions here, and everything else (storage, routes, tables,
+//! documents) is the same for all resources.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, FieldError, GroupResource};
+use crate::name::NameForm;
+use crate::object::Object;
+use crate::schema::{Findings, Schema, Type};
+
+/// A resource of the API.
+pub struct Resource {
+    /// The API group; empty for the core group.
+    pub group: &'static str,
+    /// The version of the group.
+    pub version: &'static str,
+    /// The kind of the objects, such as `ConfigMap`.
+    pub kind: &'static str,
+    /// The name in paths, such as `configmaps`.
+    pub plural: &'static str,
+    /// The name that kubectl accepts for one object.
+    pub singular: &'static str,
+    /// Shorter names that kubectl accepts.
+    pub short_names: &'static [&'static str],
+    /// Whether objects are in namespaces.
+    pub namespaced: bool,
+    /// Whether the status has a route of its own, and is ignored by all others.
+    pub has_status: bool,
+    /// Whether changes of the desired state are counted in `metadata.generation`.
+    pub counts_generations: bool,
+    /// Whether objects are encrypted at rest.
+    pub sealed: bool,
+    /// How long an object is retained after its last change, in milliseconds; forever, if absent.
+    pub retention_ms: Option<i64>,
+    /// The form of names.
+    pub names: NameForm,
+    /// The fields of the kind.
+    pub schema: Schema,
+    /// The columns of `kubectl get`.
+    pub columns: Vec<Column>,
+    /// Fields that selectors can use in addition to the name and namespace.
+    pub selectable: &'static [SelectableField],
+    /// The rules of the kind.
+    pub rules: Rules,
+}
+
+/// A field that selectors can use: its path, and its value in an object.
+pub type SelectableField = (&'static str, fn(&Object) -> String);
+
+/// A column of a table.
+pub struct Column {
+    /// The heading.
+    pub name: &'static str,
+    /// The format of OpenAPI, such as `name`; usually empty.
+    pub format: &'static str,
+    /// What the column shows.
+    pub description: &'static str,
+    /// 0 for columns that are always shown, 1 for those of `-o wide`.
+    pub priority: u8,
+    /// The cell of an object; times are relative to the second argument, in milliseconds.
+    pub cell: fn(&Object, i64) -> Value,
+}
+
+/// The rules of a kind, in addition to its schema. The default has none.
+pub struct Rules {
+    /// Completes an object that is created, or that replaces another.
+    pub prepare: fn(&mut Object, Option<&Object>),
+    /// Finds faults in an object that is created, or that replaces another.
+    pub validate: fn(&Object, Option<&Object>) -> Vec<FieldError>,
+    /// Changes an object whose deletion begins.
+    pub terminate: fn(&mut Object),
+    /// Whether something other than finalizers delays the deletion.
+    pub is_held: fn(&Object) -> bool,
+    /// Why the object with this name may never be deleted.
+    pub undeletable: fn(&str) -> Option<&'static str>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            prepare: |_, _| {},
+            validate: |_, _| Vec::new(),
+            terminate: |_| {},
+            is_held: |_| false,
+            undeletable: |_| None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Resource").field(&self.group_resource().to_string()).finish()
+    }
+}
+
+/// How a request wants fields that the schema does not have to be treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FieldValidation {
+    /// Drop them silently.
+    Ignore,
+    /// Drop them and warn.
+    #[default]
+    Warn,
+    /// Refuse the request.
+    Strict,
+}
+
+impl FieldValidation {
+    /// Reads the parameter `fieldValidation`.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] for any other text than the three names.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        match text {
+            "Ignore" => Ok(Self::Ignore),
+            "" | "Warn" => Ok(Self::Warn),
+            "Strict" => Ok(Self::Strict),
+            other => Err(Error::BadRequest(format!(
+                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
+            ))),
+        }
+    }
+}
+
+impl Resource {
+    /// The name under which objects are stored, unique over all groups: `configmaps` or `runs.slipway.dev`.
+    pub fn group_resource(&self) -> GroupResource {
+        GroupResource { group: self.group.to_owned(), resource: self.plural.to_owned() }
+    }
+
+    /// `v1` or `slipway.dev/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// The path of the group and version: `/api/v1` or `/apis/slipway.dev/v1`.
+    pub fn base_path(&self) -> String {
+        let prefix = if self.group.is_empty() { "/api" } else { "/apis" };
+        format!("{prefix}/{}", self.api_version())
+    }
+
+    /// The error of a missing object.
+    pub fn not_found(&self, name: &str) -> Error {
+        Error::NotFound { resource: self.group_resource(), name: name.to_owned() }
+    }
+
+    /// The error of an object that another change came before, or whose precondition does not hold.
+    pub fn conflict(&self, name: &str, detail: impl Into<String>) -> Error {
+        Error::Conflict { resource: self.group_resource(), name: name.to_owned(), detail: detail.into() }
+    }
+
+    /// The error of an object with invalid fields.
+    pub fn invalid(&self, name: &str, errors: Vec<FieldError>) -> Error {
+        Error::Invalid { group: self.group.to_owned(), kind: self.kind.to_owned(), name: name.to_owned(), errors }
+    }
+
+    /// Decodes JSON as an object of this kind. Returns warnings about unknown fields, which are dropped.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] for another kind, values of wrong types, and with [`FieldValidation::Strict`] unknown fields.
+    pub fn decode(&self, mut value: Value, validation: FieldValidation) -> Result<(Object, Vec<String>), Error> {
+        let refuse = |detail: &str| {
+            let (kind, version) = (self.kind, self.version);
+            Error::BadRequest(format!("{kind} in version {version:?} cannot be handled as a {kind}: {detail}"))
+        };
+        let Value::Object(fields) = &mut value else {
+            return Err(refuse("json: cannot unmarshal a value that is not an object"));
+        };
+        for (field, expected) in [("apiVersion", self.api_version()), ("kind", self.kind.to_owned())] {
+            match fields.get(field).and_then(Value::as_str).unwrap_or_default() {
+                "" => drop(fields.insert(field.to_owned(), json!(expected))),
+                found if found == expected => {}
+                found => {
+                    let what = if field == "kind" { "kind" } else { "API version" };
+                    return Err(Error::BadRequest(format!(
+                        "the {what} in the data ({found}) does not match the expected {what} ({expected})"
+                    )));
+                }
+            }
+        }
+        let Findings { unknown, wrong } = self.schema.decode(&mut value);
+        if let Some(first) = wrong.first() {
+            return Err(refuse(&first.decoding_error(self.kind)));
+        }
+        let unknown: Vec<String> = unknown.iter().map(|path| format!("unknown field {path:?}")).collect();
+        if validation == FieldValidation::Strict && !unknown.is_empty() {
+            return Err(refuse(&format!("strict decoding error: {}", unknown.join(", "))));
+        }
+        let object = serde_json::from_value(value).map_err(|error| refuse(&error.to_string()))?;
+        Ok((object, if validation == FieldValidation::Warn { unknown } else { Vec::new() }))
+    }
+
+    /// Whether an object that is being deleted must be retained for now.
+    pub fn is_held(&self, object: &Object) -> bool {
+        !object.metadata.finalizers.is_empty() || (self.rules.is_held)(object)
+    }
+
+    /// The value of a field that selectors can use; `None` if the field is not one of them.
+    pub fn selectable_value(&self, object: &Object, field: &str) -> Option<String> {
+        match field {
+            "metadata.name" => Some(object.metadata.name.clone()),
+            "metadata.namespace" => Some(object.metadata.namespace.clone()),
+            _ => self.selectable.iter().find(|(name, _)| *name == field).map(|(_, value)| value(object)),
+        }
+    }
+}
+
+/// All resources of an API, in the order in which discovery lists them.
+#[derive(Debug, Clone)]
+pub struct Registry(Arc<Vec<Arc<Resource>>>);
+
+impl Registry {
+    /// Creates a registry. Every schema gets the fields that all kinds have.
+    pub fn new(resources: impl IntoIterator<Item = Resource>) -> Self {
+        let complete = |mut resource: Resource| {
+            let text = || Schema { kind: Some(Type::String), ..Schema::default() };
+            for (name, description) in
+                [("apiVersion", "The group and version of the kind"), ("kind", "The kind of the object")]
+            {
+                let schema = Schema { description: description.into(), ..text() };
+                resource.schema.properties.insert(name.into(), schema);
+            }
+            resource.schema.properties.insert("metadata".into(), metadata_schema());
+            Arc::new(resource)
+        };
+        Self(Arc::new(resources.into_iter().map(complete).collect()))
+    }
+
+    /// All resources.
+    pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.0.iter()
+    }
+
+    /// The resource with this name.
+    pub fn find(&self, group: &str, plural: &str) -> Option<&Arc<Resource>> {
+        self.0.iter().find(|resource| resource.group == group && resource.plural == plural)
+    }
+
+    /// The resource whose objects are stored under this name.
+    pub fn stored_as(&self, name: &str) -> Option<&Arc<Resource>> {
+        let (plural, group) = name.split_once('.').unwrap_or((name, ""));
+        self.find(group, plural)
+    }
+
+    /// The groups with their versions, the core group first.
+    pub fn groups(&self) -> Vec<(&'static str, &'static str)> {
+        let mut groups: Vec<_> = self.0.iter().map(|resource| (resource.group, resource.version)).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    }
+}
+
+/// Reads a schema that is part of this program.
+pub(crate) fn embedded_schema(json: &str) -> Schema {
+    serde_json::from_str(json).expect("schemas of this program are valid; a test reads each of them")
+}
+
+/// The schema of the metadata of all kinds.
+pub(crate) fn metadata_schema() -> Schema {
+    embedded_schema(include_str!("../schemas/metadata.json"))
+}

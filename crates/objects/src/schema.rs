@@ -1,0 +1,359 @@
+//! Structural schemas: the fields of a kind, their types, and how patches merge them. The form is that of the `openAPIV3Schema` of a custom
+//! resource definition, so the schemas of upstream's kinds can be used as they are.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::FieldError;
+
+/// Maximum depth of an object, so that a recursive schema or a malicious body cannot exhaust the stack.
+const MAX_DEPTH: usize = 64;
+
+/// The type of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Type {
+    /// Fields by name, or values by key.
+    Object,
+    /// A list.
+    Array,
+    /// Text.
+    String,
+    /// A number without a fraction.
+    Integer,
+    /// A number.
+    Number,
+    /// `true` or `false`.
+    Boolean,
+}
+
+/// The schema of a value.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Schema {
+    /// What the value is, for `kubectl explain`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// The type; any, if it is absent.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Type>,
+    /// The format of a text or number, such as `date-time` or `byte`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub format: String,
+    /// The fields of an object.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, Schema>,
+    /// The values of an object with arbitrary keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub additional_properties: Option<Box<Schema>>,
+    /// The elements of a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub items: Option<Box<Schema>>,
+    /// Fields that must be present.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub required: Vec<String>,
+    /// The allowed values.
+    #[serde(rename = "enum", skip_serializing_if = "Vec::is_empty")]
+    pub allowed: Vec<Value>,
+    /// The least value of a number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minimum: Option<f64>,
+    /// The greatest value of a number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maximum: Option<f64>,
+    /// Whether the value may be `null`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nullable: bool,
+    /// The value of an absent field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default: Option<Value>,
+    /// Whether fields that the schema does not name are kept.
+    #[serde(rename = "x-kubernetes-preserve-unknown-fields", skip_serializing_if = "std::ops::Not::not")]
+    pub preserve_unknown: bool,
+    /// Whether the value is a number or a text.
+    #[serde(rename = "x-kubernetes-int-or-string", skip_serializing_if = "std::ops::Not::not")]
+    pub int_or_string: bool,
+    /// The field by which a strategic merge patch merges the elements of a list.
+    #[serde(rename = "x-kubernetes-patch-merge-key", skip_serializing_if = "String::is_empty")]
+    pub patch_merge_key: String,
+    /// How a strategic merge patch changes the value: `merge`, `replace`, or these with `retainKeys`.
+    #[serde(rename = "x-kubernetes-patch-strategy", skip_serializing_if = "String::is_empty")]
+    pub patch_strategy: String,
+    /// How appliers share a list: `atomic`, `set` or `map`.
+    #[serde(rename = "x-kubernetes-list-type", skip_serializing_if = "String::is_empty")]
+    pub list_type: String,
+    /// The fields that identify an element of a list of type `map`.
+    #[serde(rename = "x-kubernetes-list-map-keys", skip_serializing_if = "Vec::is_empty")]
+    pub list_map_keys: Vec<String>,
+    /// How appliers share an object: `atomic` or `granular`.
+    #[serde(rename = "x-kubernetes-map-type", skip_serializing_if = "String::is_empty")]
+    pub map_type: String,
+}
+
+/// What [`Schema::decode`] found in a value.
+#[derive(Debug, Default, PartialEq)]
+pub struct Findings {
+    /// Paths of fields that the schema does not have. They were removed.
+    pub unknown: Vec<String>,
+    /// Values of a wrong type.
+    pub wrong: Vec<WrongType>,
+}
+
+/// A value of another type than its schema's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WrongType {
+    /// The path of the value.
+    pub path: String,
+    /// The value.
+    pub value: Value,
+    /// The type of the schema.
+    pub expected: Type,
+}
+
+impl WrongType {
+    /// The error of a validated kind.
+    pub fn field_error(&self) -> FieldError {
+        let expected = type_name(self.expected);
+        let actual = json_type(&self.value);
+        let detail = format!("{} in body must be of type {expected}: {actual:?}", self.path);
+        FieldError::type_invalid(self.path.clone(), &Value::from(actual), detail)
+    }
+
+    /// The error of decoding a kind that is native to the API server, which is written in Go.
+    pub fn decoding_error(&self, kind: &str) -> String {
+        let expected = match self.expected {
+            Type::Object => "map[string]interface {}",
+            Type::Array => "[]interface {}",
+            Type::String => "string",
+            Type::Integer => "int32",
+            Type::Number => "float64",
+            Type::Boolean => "bool",
+        };
+        let actual = match json_type(&self.value) {
+            "integer" | "number" => "number",
+            "boolean" => "bool",
+            other => other,
+        };
+        format!("json: cannot unmarshal {actual} into Go struct field {kind}.{} of type {expected}", self.path)
+    }
+}
+
+fn type_name(kind: Type) -> &'static str {
+    match kind {
+        Type::Object => "object",
+        Type::Array => "array",
+        Type::String => "string",
+        Type::Integer => "integer",
+        Type::Number => "number",
+        Type::Boolean => "boolean",
+    }
+}
+
+fn json_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn joined(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+impl Schema {
+    /// The schema of a field; `None` if there is no such field.
+    pub fn field(&self, name: &str) -> Option<&Self> {
+        self.properties.get(name).or(self.additional_properties.as_deref())
+    }
+
+    /// Removes unknown and null fields, sets defaults, and reports unknown fields and values of wrong types.
+    pub fn decode(&self, value: &mut Value) -> Findings {
+        let mut findings = Findings::default();
+        self.decode_at(value, "", 0, &mut findings);
+        findings
+    }
+
+    fn decode_at(&self, value: &mut Value, path: &str, depth: usize, findings: &mut Findings) {
+        let Some(kind) = self.kind else { return };
+        let fits = match (kind, &*value) {
+            (Type::Object, Value::Object(_))
+            | (Type::Array, Value::Array(_))
+            | (Type::String, Value::String(_))
+            | (Type::Boolean, Value::Bool(_))
+            | (Type::Number, Value::Number(_)) => depth < MAX_DEPTH,
+            (Type::Integer, Value::Number(number)) => !number.is_f64(),
+            _ => false,
+        };
+        if !fits {
+            findings.wrong.push(WrongType { path: path.to_owned(), value: value.clone(), expected: kind });
+            return;
+        }
+        match value {
+            Value::Object(fields) => self.decode_fields(fields, path, depth, findings),
+            Value::Array(elements) => {
+                let Some(schema) = &self.items else { return };
+                for (i, element) in elements.iter_mut().enumerate() {
+                    schema.decode_at(element, &format!("{path}[{i}]"), depth + 1, findings);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn decode_fields(&self, fields: &mut Map<String, Value>, path: &str, depth: usize, findings: &mut Findings) {
+        let unknown = |name: &String| self.field(name).is_none() && !self.preserve_unknown;
+        let (dropped, null): (Vec<String>, Vec<String>) = {
+            let dropped: Vec<String> = fields.keys().filter(|name| unknown(name)).cloned().collect();
+            let is_null = |(name, value): &(&String, &Value)| {
+                value.is_null() && self.field(name).is_some_and(|schema| !schema.nullable)
+            };
+            (dropped, fields.iter().filter(is_null).map(|(name, _)| name.clone()).collect())
+        };
+        for name in dropped {
+            fields.remove(&name);
+            findings.unknown.push(joined(path, &name));
+        }
+        for name in null {
+            // A null value in a map of texts is the empty text, and everywhere else absence.
+            let is_text = self.properties.is_empty() && self.field(&name).is_some_and(|s| s.kind == Some(Type::String));
+            if is_text {
+                fields.insert(name, Value::String(String::new()));
+            } else {
+                fields.remove(&name);
+            }
+        }
+        for (name, schema) in &self.properties {
+            if let Some(default) = &schema.default
+                && !fields.contains_key(name)
+            {
+                fields.insert(name.clone(), default.clone());
+            }
+        }
+        for (name, value) in fields.iter_mut().filter(|(_, value)| !value.is_null()) {
+            if let Some(schema) = self.field(name) {
+                schema.decode_at(value, &joined(path, name), depth + 1, findings);
+            }
+        }
+    }
+
+    /// Checks required fields, allowed values and bounds of a decoded value at a path.
+    pub fn validate(&self, value: &Value, path: &str) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        self.validate_at(value, path, &mut errors);
+        errors
+    }
+
+    fn validate_at(&self, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+        if !self.allowed.is_empty() && !self.allowed.contains(value) {
+            let allowed: Vec<String> =
+                self.allowed.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect();
+            errors.push(FieldError::not_supported(path, value, &allowed));
+        }
+        if let Some(number) = value.as_f64() {
+            if let Some(minimum) = self.minimum.filter(|minimum| number < *minimum) {
+                let detail = format!("{path} in body should be greater than or equal to {minimum}");
+                errors.push(FieldError::invalid(path, value, detail));
+            }
+            if let Some(maximum) = self.maximum.filter(|maximum| number > *maximum) {
+                let detail = format!("{path} in body should be less than or equal to {maximum}");
+                errors.push(FieldError::invalid(path, value, detail));
+            }
+        }
+        match value {
+            Value::Object(fields) => {
+                for name in self.required.iter().filter(|name| !fields.contains_key(*name)) {
+                    errors.push(FieldError::required(joined(path, name), ""));
+                }
+                for (name, value) in fields {
+                    if let Some(schema) = self.field(name) {
+                        schema.validate_at(value, &joined(path, name), errors);
+                    }
+                }
+            }
+            Value::Array(elements) => {
+                if let Some(schema) = &self.items {
+                    for (i, element) in elements.iter().enumerate() {
+                        schema.validate_at(element, &format!("{path}[{i}]"), errors);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn schema(value: Value) -> Schema {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn example() -> Schema {
+        schema(json!({"type": "object", "required": ["size"], "properties": {
+            "size": {"type": "integer", "minimum": 1},
+            "mode": {"type": "string", "enum": ["A", "B"], "default": "A"},
+            "data": {"type": "object", "additionalProperties": {"type": "string"}},
+            "list": {"type": "array", "items": {"type": "object", "properties": {"x": {"type": "boolean"}}}},
+            "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+        }}))
+    }
+
+    #[test]
+    fn unknown_fields_are_removed_and_reported_with_their_paths() {
+        let mut value =
+            json!({"size": 1, "odd": 1, "list": [{"x": true, "y": 2}], "free": {"z": 1}, "data": {"a": null}});
+        let findings = example().decode(&mut value);
+        assert_eq!(findings.unknown, ["odd", "list[0].y"]);
+        assert_eq!(findings.wrong, []);
+        let expected = json!({"size": 1, "mode": "A", "list": [{"x": true}], "free": {"z": 1}, "data": {"a": ""}});
+        assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn wrong_types_are_reported_in_both_wordings() {
+        let findings = example().decode(&mut json!({"size": "x", "data": {"a": 1}}));
+        assert_eq!(
+            findings.wrong[0].decoding_error("Kind"),
+            "json: cannot unmarshal number into Go struct field Kind.data.a of type string"
+        );
+        assert_eq!(
+            findings.wrong[1].field_error().to_string(),
+            "size: Invalid value: \"string\": size in body must be of type integer: \"string\""
+        );
+    }
+
+    #[test]
+    fn bounds_required_fields_and_allowed_values_are_checked() {
+        let errors = example().validate(&json!({"mode": "C"}), "spec");
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            errors,
+            ["spec.size: Required value", "spec.mode: Unsupported value: \"C\": supported values: \"A\", \"B\""]
+        );
+        assert_eq!(example().validate(&json!({"size": 0}), "")[0].reason, "FieldValueInvalid");
+    }
+
+    #[test]
+    fn deep_values_are_refused() {
+        let mut recursive = schema(json!({"type": "object"}));
+        for _ in 0..100 {
+            let properties = BTreeMap::from([("a".to_owned(), recursive)]);
+            recursive = Schema { kind: Some(Type::Object), properties, ..Schema::default() };
+        }
+        let mut value = json!({});
+        for _ in 0..90 {
+            value = json!({"a": value});
+        }
+        assert_eq!(recursive.decode(&mut value).wrong.len(), 1);
+    }
+}

@@ -1,0 +1,245 @@
+//! What controllers and the API do with objects. Two stores are possible: slipway's own database ([`Embedded`](crate::embedded::Embedded)),
+//! and the API server of a cluster.
+
+use futures_util::Stream;
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::object::Object;
+use crate::patch::Patch;
+use crate::resource::{FieldValidation, Resource};
+use crate::selector::{FieldSelector, LabelSelector};
+
+/// Which objects a list or watch contains.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Only objects of this namespace; `None` for those of all namespaces.
+    pub namespace: Option<String>,
+    /// Only objects with these labels.
+    pub labels: LabelSelector,
+    /// Only objects with these values of fields.
+    pub fields: FieldSelector,
+}
+
+impl Selection {
+    /// Whether an object is selected.
+    pub fn matches(&self, resource: &Resource, object: &Object) -> bool {
+        let field = |r: &crate::selector::FieldRequirement| {
+            resource.selectable_value(object, &r.field).is_some_and(|value| (value == r.value) == r.equal)
+        };
+        self.namespace.as_ref().is_none_or(|namespace| *namespace == object.metadata.namespace)
+            && self.labels.matches(&object.metadata.labels)
+            && self.fields.requirements().iter().all(field)
+    }
+
+    /// Refuses fields that the kind cannot be selected by.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] with the name of the field.
+    pub fn check(&self, resource: &Resource) -> Result<(), Error> {
+        let nothing = Object::default();
+        match self.fields.requirements().iter().find(|r| resource.selectable_value(&nothing, &r.field).is_none()) {
+            Some(r) => Err(Error::BadRequest(format!("field label not supported: {}", r.field))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Which version and how much of a list to return.
+#[derive(Debug, Clone, Default)]
+pub struct ListOptions {
+    /// Which objects.
+    pub selection: Selection,
+    /// Maximum number of objects; 0 for all.
+    pub limit: usize,
+    /// Where the last page ended; empty for the first page.
+    pub continue_token: String,
+    /// Exactly this version of the list, which must still be retained.
+    pub exact_version: Option<i64>,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Page {
+    /// The objects, by namespace and name.
+    pub items: Vec<Object>,
+    /// The version of the list; a watch can start there.
+    pub resource_version: i64,
+    /// The token of the next page; empty on the last page.
+    pub continue_token: String,
+    /// The number of objects on later pages, if it is known.
+    pub remaining: Option<i64>,
+}
+
+/// Where a watch begins, and how it continues.
+#[derive(Debug, Clone, Default)]
+pub struct WatchOptions {
+    /// Which objects.
+    pub selection: Selection,
+    /// Only changes after this version; `None` begins with the current objects.
+    pub after: Option<i64>,
+    /// Whether the current objects are followed by a bookmark that marks their end.
+    pub send_initial_events: bool,
+    /// Whether the watch contains bookmarks.
+    pub bookmarks: bool,
+}
+
+/// An event of a watch.
+#[derive(Debug)]
+pub enum WatchEvent {
+    /// An object was created, or is selected now.
+    Added(Object),
+    /// An object was changed.
+    Modified(Object),
+    /// An object was deleted, or is no longer selected.
+    Deleted(Object),
+    /// All changes up to this version were sent.
+    Bookmark {
+        /// The version.
+        version: i64,
+        /// Whether this bookmark ends the initial objects.
+        initial_end: bool,
+    },
+    /// The watch ends with an error.
+    Failed(Error),
+}
+
+/// A part of an object with a route of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Part {
+    /// All but the status, if that has a route of its own.
+    #[default]
+    Main,
+    /// Only the status.
+    Status,
+}
+
+/// How an object is written.
+#[derive(Debug, Clone, Default)]
+pub struct WriteOptions {
+    /// Check everything, but change nothing.
+    pub dry_run: bool,
+    /// What happens with unknown fields of a patched object.
+    pub validation: FieldValidation,
+    /// Which part is written.
+    pub part: Part,
+}
+
+/// The result of a write.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// The object as it is now.
+    pub object: Object,
+    /// Warnings for the client.
+    pub warnings: Vec<String>,
+}
+
+/// What happens with the dependents of a deleted object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Propagation {
+    /// They are deleted after it.
+    #[default]
+    Background,
+    /// They are deleted before it.
+    Foreground,
+    /// They are retained.
+    Orphan,
+}
+
+/// How an object is deleted.
+#[derive(Debug, Clone, Default)]
+pub struct DeleteOptions {
+    /// Check everything, but change nothing.
+    pub dry_run: bool,
+    /// What happens with its dependents; by default that which the object's finalizers say, or background.
+    pub propagation: Option<Propagation>,
+    /// Delete only the object with this unique id.
+    pub uid: Option<String>,
+    /// Delete only this version.
+    pub resource_version: Option<String>,
+}
+
+/// The result of a deletion.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Deletion {
+    /// The object was deleted; its last state.
+    Deleted(Object),
+    /// The object will be deleted once its finalizers are removed.
+    Pending(Object),
+}
+
+/// A store of objects. Every change gets a version, and versions only grow.
+pub trait ObjectStore: Send + Sync {
+    /// Reads an object.
+    fn get(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> impl Future<Output = Result<Object, Error>> + Send;
+
+    /// Reads a page of a list.
+    fn list(&self, resource: &Resource, options: &ListOptions) -> impl Future<Output = Result<Page, Error>> + Send;
+
+    /// Follows the changes of objects. No change is missed or repeated.
+    fn watch(
+        &self,
+        resource: &Resource,
+        options: WatchOptions,
+    ) -> impl Future<Output = Result<impl Stream<Item = WatchEvent> + Send + 'static, Error>> + Send;
+
+    /// Creates an object, with a generated name if it has none.
+    fn create(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        object: Object,
+        options: &WriteOptions,
+    ) -> impl Future<Output = Result<Written, Error>> + Send;
+
+    /// Replaces an object; if the new one has a resource version, only that version.
+    fn update(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        object: Object,
+        options: &WriteOptions,
+    ) -> impl Future<Output = Result<Written, Error>> + Send;
+
+    /// Changes parts of an object.
+    fn patch(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        patch: &Patch,
+        options: &WriteOptions,
+    ) -> impl Future<Output = Result<Written, Error>> + Send;
+
+    /// Deletes an object, or requests its deletion if it has finalizers.
+    fn delete(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> impl Future<Output = Result<Deletion, Error>> + Send;
+}
+
+/// Reads a resource version of a request; `None` for an empty one.
+///
+/// # Errors
+/// [`Error::BadRequest`] if it is not a number.
+pub fn parse_version(text: &str) -> Result<Option<i64>, Error> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let invalid = || {
+        Error::BadRequest(format!(
+            "Invalid value: {}: strconv.ParseUint: parsing {text:?}: invalid syntax",
+            Value::from(text)
+        ))
+    };
+    text.parse::<i64>().ok().filter(|version| *version >= 0).map(Some).ok_or_else(invalid)
+}

@@ -1,0 +1,112 @@
+//! The Kubernetes API on one machine: routes below `/api/v1` and `/apis` for the objects of the crate `slipway-objects`. In a cluster these
+//! routes do not exist, because the cluster has its own API server.
+//!
+//! Invariant: a handler touches objects only after it has authorized the caller for the verb, the resource and the namespace.
+
+mod documents;
+mod handlers;
+mod negotiation;
+mod request;
+mod response;
+mod reviews;
+mod watch;
+
+use slipway_access::{Access, Resource as AccessResource, Routes};
+use slipway_core::home::Home;
+use slipway_objects::embedded::Embedded;
+use slipway_objects::seal::Sealer;
+use slipway_objects::store::Part;
+use slipway_objects::{Resource, kinds};
+use slipway_store::Database;
+
+use crate::ServerError;
+use crate::auth::key_from_file;
+pub(crate) use documents::version;
+use request::Target;
+
+/// Maximum bytes of a request body, as in the API server.
+const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+/// The file in the state folder with the key that encrypts secrets.
+const KEY_FILE: &str = "objects.key";
+
+/// Opens the store of objects.
+pub(crate) async fn open(database: Database, home: &Home) -> Result<Embedded, ServerError> {
+    // The servers of a shared database have no common folder for a key, so they refuse secrets.
+    let sealer = if database.is_shared() {
+        None
+    } else {
+        let path = home.root().join(KEY_FILE);
+        Some(Sealer::new(&key_from_file(&path).map_err(|source| ServerError::Home { path, source })?))
+    };
+    Ok(Embedded::open(database, kinds::registry(), sealer).await?)
+}
+
+/// The permission that the objects of a resource require; `None` for a resource that must not be served.
+fn access_resource(resource: &Resource) -> Option<AccessResource> {
+    match (resource.group, resource.plural) {
+        ("", "namespaces") => Some(AccessResource::Namespaces),
+        ("", "configmaps") => Some(AccessResource::ConfigMaps),
+        ("", "secrets") => Some(AccessResource::Secrets),
+        ("", "events") => Some(AccessResource::Events),
+        _ => None,
+    }
+}
+
+/// All routes of the API.
+pub(crate) fn routes(store: &Embedded) -> Routes {
+    let objects = store.registry().resources().filter_map(|resource| {
+        let access = access_resource(resource)?;
+        let target = Target { resource: resource.clone(), access, part: Part::Main };
+        Some(object_routes(&target))
+    });
+    objects
+        .fold(Routes::new(), Routes::merge)
+        .merge(reviews::routes())
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(store.clone())
+        .merge(documents::routes(store.registry()))
+}
+
+/// The routes of one resource.
+fn object_routes(target: &Target) -> Routes<Embedded> {
+    // The namespace is a part of the path, and whether a list is a watch a part of the query, so the handlers decide.
+    let access = Access::DecidedByHandler;
+    let resource = &target.resource;
+    let all = format!("{}/{}", resource.base_path(), resource.plural);
+    let scope = if resource.namespaced { "/namespaces/{namespace}" } else { "" };
+    let collection = format!("{}{scope}/{}", resource.base_path(), resource.plural);
+    let item = format!("{collection}/{{name}}");
+    let mut routes = Routes::new()
+        .get(&collection, access, target.handler(handlers::list))
+        .post(&collection, access, target.handler(handlers::create))
+        .delete(&collection, access, target.handler(handlers::delete_collection))
+        .get(&item, access, target.handler(handlers::get))
+        .put(&item, access, target.handler(handlers::update))
+        .patch(&item, access, target.handler(handlers::patch))
+        .delete(&item, access, target.handler(handlers::delete));
+    if resource.namespaced {
+        routes = routes.get(&all, access, target.handler(handlers::list));
+    }
+    if resource.has_status {
+        let status = Target { part: Part::Status, ..target.clone() };
+        let path = format!("{item}/status");
+        routes = routes
+            .get(&path, access, status.handler(handlers::get))
+            .put(&path, access, status.handler(handlers::update))
+            .patch(&path, access, status.handler(handlers::patch));
+    }
+    routes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_resource_requires_a_permission_of_its_own_name() {
+        for resource in kinds::registry().resources() {
+            let access = access_resource(resource).unwrap();
+            assert_eq!((access.group(), access.name()), (resource.group, resource.plural));
+        }
+    }
+}

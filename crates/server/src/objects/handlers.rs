@@ -1,0 +1,119 @@
+//! Reading and writing objects.
+
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::json;
+use slipway_access::Verb;
+use slipway_objects::embedded::Embedded;
+use slipway_objects::error::Status;
+use slipway_objects::store::{Deletion, ListOptions, ObjectStore, Page, parse_version};
+use slipway_objects::{Error, Object, Resource};
+
+use super::request::{Call, Target};
+use super::response::{Failure, View, json_response};
+use super::watch;
+
+type Result = std::result::Result<Response, Failure>;
+
+pub(super) async fn get(target: Target, store: Embedded, call: Call) -> Result {
+    call.authorize(&target, Verb::Get).await?;
+    let view = View::of(&call)?;
+    let object = store.get(&target.resource, &call.namespace, &call.name).await?;
+    Ok(view.respond(StatusCode::OK, &target.resource, &object))
+}
+
+pub(super) async fn list(target: Target, store: Embedded, call: Call) -> Result {
+    if call.query.flag("watch")? {
+        call.authorize(&target, Verb::Watch).await?;
+        return watch::respond(target, store, call).await;
+    }
+    call.authorize(&target, Verb::List).await?;
+    let view = View::of(&call)?;
+    let options = list_options(&call)?;
+    Ok(view.list(&target.resource, &store.list(&target.resource, &options).await?))
+}
+
+fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
+    let limit = call.query.number("limit")?.unwrap_or_default();
+    let version = parse_version(call.query.text("resourceVersion"))?.filter(|version| *version > 0);
+    let continue_token = call.query.text("continue").to_owned();
+    let exact_version = match (call.query.text("resourceVersionMatch"), version) {
+        ("Exact", None) => {
+            let detail = "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\" or without it";
+            return Err(Error::BadRequest(detail.into()));
+        }
+        ("Exact", version) => version,
+        // A page of a certain version was exact before there was this parameter.
+        ("", version) if limit > 0 && continue_token.is_empty() => version,
+        // Lists are never older than the latest version, so `NotOlderThan` always holds.
+        ("" | "NotOlderThan", _) => None,
+        (other, _) => {
+            return Err(Error::BadRequest(format!(
+                "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""
+            )));
+        }
+    };
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    Ok(ListOptions { selection: call.selection()?, limit, continue_token, exact_version })
+}
+
+pub(super) async fn create(target: Target, store: Embedded, call: Call) -> Result {
+    call.authorize(&target, Verb::Create).await?;
+    let view = View::of(&call)?;
+    let options = call.write_options(target.part)?;
+    let (object, warnings) = target.resource.decode(call.value()?, options.validation)?;
+    let mut written = store.create(&target.resource, &call.namespace, object, &options).await?;
+    written.warnings = warnings;
+    Ok(view.written(StatusCode::CREATED, &target.resource, &written))
+}
+
+pub(super) async fn update(target: Target, store: Embedded, call: Call) -> Result {
+    call.authorize(&target, Verb::Update).await?;
+    let view = View::of(&call)?;
+    let options = call.write_options(target.part)?;
+    let (object, warnings) = target.resource.decode(call.value()?, options.validation)?;
+    let mut written = store.update(&target.resource, &call.namespace, &call.name, object, &options).await?;
+    written.warnings = warnings;
+    Ok(view.written(StatusCode::OK, &target.resource, &written))
+}
+
+pub(super) async fn patch(target: Target, store: Embedded, call: Call) -> Result {
+    call.authorize(&target, Verb::Patch).await?;
+    let view = View::of(&call)?;
+    let options = call.write_options(target.part)?;
+    let written = store.patch(&target.resource, &call.namespace, &call.name, &call.patch()?, &options).await?;
+    Ok(view.written(StatusCode::OK, &target.resource, &written))
+}
+
+pub(super) async fn delete(target: Target, store: Embedded, call: Call) -> Result {
+    call.authorize(&target, Verb::Delete).await?;
+    let view = View::of(&call)?;
+    let options = call.delete_options()?;
+    Ok(match store.delete(&target.resource, &call.namespace, &call.name, &options).await? {
+        Deletion::Deleted(object) => deleted(&target.resource, &object),
+        Deletion::Pending(object) => view.respond(StatusCode::OK, &target.resource, &object),
+    })
+}
+
+fn deleted(resource: &Resource, object: &Object) -> Response {
+    let status = Status::deleted(&resource.group_resource(), &object.metadata.name, &object.metadata.uid);
+    json_response(StatusCode::OK, &json!(status))
+}
+
+pub(super) async fn delete_collection(target: Target, store: Embedded, call: Call) -> Result {
+    call.authorize(&target, Verb::DeleteCollection).await?;
+    let view = View::of(&call)?;
+    let options = call.delete_options()?;
+    let page = store.list(&target.resource, &list_options(&call)?).await?;
+    let mut items = Vec::with_capacity(page.items.len());
+    for object in page.items {
+        let meta = &object.metadata;
+        match store.delete(&target.resource, &meta.namespace, &meta.name, &options).await {
+            Ok(Deletion::Deleted(object) | Deletion::Pending(object)) => items.push(object),
+            // Another request deleted it first.
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(view.list(&target.resource, &Page { items, ..page }))
+}

@@ -1,0 +1,247 @@
+//! What handlers read from requests.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::Value;
+use slipway_access::{Decision, Refusal, Resource as AccessResource, Verb};
+use slipway_objects::embedded::Embedded;
+use slipway_objects::patch::Patch;
+use slipway_objects::resource::FieldValidation;
+use slipway_objects::selector::{FieldSelector, LabelSelector};
+use slipway_objects::store::{DeleteOptions, Part, Propagation, Selection, WriteOptions};
+use slipway_objects::{Error, Resource, protobuf};
+
+use super::MAX_BODY_BYTES;
+use super::response::Failure;
+
+/// What a route is about.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    /// The resource of the objects.
+    pub(super) resource: Arc<Resource>,
+    /// The permission that it requires.
+    pub(super) access: AccessResource,
+    /// The part of an object.
+    pub(super) part: Part,
+}
+
+impl Target {
+    /// The handler of a route with this target.
+    pub(super) fn handler<F, R>(
+        &self,
+        handle: F,
+    ) -> impl Fn(State<Embedded>, Call) -> futures_util::future::BoxFuture<'static, Response> + Clone + Send + Sync + 'static
+    where
+        F: Fn(Target, Embedded, Call) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Result<Response, Failure>> + Send + 'static,
+    {
+        let target = self.clone();
+        move |State(store), call| {
+            let result = handle(target.clone(), store, call);
+            Box::pin(async move { result.await.unwrap_or_else(IntoResponse::into_response) })
+        }
+    }
+}
+
+/// A request about objects.
+pub(super) struct Call {
+    /// The namespace in the path; empty for objects of the cluster and for lists of all namespaces.
+    pub(super) namespace: String,
+    /// The name in the path; empty for collections.
+    pub(super) name: String,
+    pub(super) query: Parameters,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    decision: Decision,
+}
+
+/// The query parameters of a request.
+pub(super) struct Parameters(HashMap<String, String>);
+
+impl Parameters {
+    /// The value of a parameter; empty without it.
+    pub(super) fn text(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    /// Whether a parameter is true.
+    pub(super) fn flag(&self, name: &str) -> Result<bool, Error> {
+        match self.text(name) {
+            "" => Ok(self.0.contains_key(name)),
+            "true" | "1" | "True" | "t" | "T" | "TRUE" => Ok(true),
+            "false" | "0" | "False" | "f" | "F" | "FALSE" => Ok(false),
+            other => Err(invalid_parameter(name, other)),
+        }
+    }
+
+    /// A number; `None` without the parameter.
+    pub(super) fn number(&self, name: &str) -> Result<Option<u64>, Error> {
+        match self.text(name) {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| invalid_parameter(name, text)),
+        }
+    }
+}
+
+fn invalid_parameter(name: &str, value: &str) -> Error {
+    Error::BadRequest(format!("invalid value {value:?} of the parameter {name}"))
+}
+
+impl<S: Send + Sync> FromRequest<S> for Call {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let (mut parts, body) = request.into_parts();
+        let Path(mut path) = Path::<HashMap<String, String>>::from_request_parts(&mut parts, state)
+            .await
+            .map_err(IntoResponse::into_response)?;
+        let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        let query = Parameters(query.into_owned().collect());
+        let headers = parts.headers.clone();
+        let decision = parts.extensions.get::<Decision>().cloned();
+        // Routes of this module are `DecidedByHandler`, for which the guard adds a decision.
+        let decision = decision.ok_or_else(|| Refusal::Unguarded.response(&headers))?;
+        let body = Bytes::from_request(Request::from_parts(parts, body), state).await.map_err(|rejection| {
+            let too_large = rejection.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE;
+            let error =
+                if too_large { Error::TooLarge(MAX_BODY_BYTES) } else { Error::BadRequest(rejection.body_text()) };
+            Failure::from(error).into_response()
+        })?;
+        let mut take = |name: &str| path.remove(name).unwrap_or_default();
+        Ok(Self { namespace: take("namespace"), name: take("name"), query, headers, body, decision })
+    }
+}
+
+/// The options of a deletion in its body.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct DeleteBody {
+    propagation_policy: Option<String>,
+    orphan_dependents: Option<bool>,
+    preconditions: Option<Preconditions>,
+    dry_run: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Preconditions {
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+impl Call {
+    /// Checks that the caller may do this with the resource in the namespace of the path.
+    pub(super) async fn authorize(&self, target: &Target, verb: Verb) -> Result<(), Failure> {
+        let namespace = Some(self.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+        let refused = |refusal| Failure::refused(refusal, &target.resource.group_resource(), &self.name);
+        self.decision.authorize(verb, target.access, namespace).await.map_err(refused)
+    }
+
+    /// The decision about the caller.
+    pub(super) fn decision(&self) -> &Decision {
+        &self.decision
+    }
+
+    /// The value of a header up to the first semicolon.
+    fn content_type(&self) -> &str {
+        let value = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().split(';').next().unwrap_or_default().trim()
+    }
+
+    /// The object in the body: JSON, YAML or protobuf.
+    pub(super) fn value(&self) -> Result<Value, Error> {
+        let malformed = |detail: String| Error::BadRequest(format!("the object provided is unrecognized: {detail}"));
+        match self.content_type() {
+            "" | "application/json" => serde_json::from_slice(&self.body).map_err(|error| malformed(error.to_string())),
+            "application/yaml" => serde_saphyr::from_slice(&self.body).map_err(|error| malformed(error.to_string())),
+            protobuf::MEDIA_TYPE => protobuf::decode(&self.body).map_err(malformed),
+            _ => {
+                let accepted = format!("application/json, application/yaml, {}", protobuf::MEDIA_TYPE);
+                Err(Error::UnsupportedMediaType(accepted))
+            }
+        }
+    }
+
+    /// The patch in the body.
+    pub(super) fn patch(&self) -> Result<Patch, Error> {
+        let kind: fn(Value) -> Patch = match self.content_type() {
+            Patch::JSON => Patch::Json,
+            Patch::MERGE => Patch::Merge,
+            Patch::STRATEGIC => Patch::Strategic,
+            _ => {
+                let accepted = [Patch::JSON, Patch::MERGE, Patch::STRATEGIC].join(", ");
+                return Err(Error::UnsupportedMediaType(accepted));
+            }
+        };
+        let malformed = |error: serde_json::Error| Error::BadRequest(format!("error decoding patch: {error}"));
+        serde_json::from_slice(&self.body).map(kind).map_err(malformed)
+    }
+
+    /// Which objects a list or watch selects.
+    pub(super) fn selection(&self) -> Result<Selection, Error> {
+        Ok(Selection {
+            namespace: Some(self.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+            labels: LabelSelector::parse(self.query.text("labelSelector"))?,
+            fields: FieldSelector::parse(self.query.text("fieldSelector"))?,
+        })
+    }
+
+    /// How unknown fields are treated.
+    pub(super) fn validation(&self) -> Result<FieldValidation, Error> {
+        FieldValidation::parse(self.query.text("fieldValidation"))
+    }
+
+    /// How an object is written.
+    pub(super) fn write_options(&self, part: Part) -> Result<WriteOptions, Error> {
+        let dry_run = is_dry_run(self.query.text("dryRun"))?;
+        Ok(WriteOptions { dry_run, validation: self.validation()?, part })
+    }
+
+    /// How an object is deleted: the body, or without one the query.
+    pub(super) fn delete_options(&self) -> Result<DeleteOptions, Error> {
+        let body: DeleteBody = if self.body.is_empty() {
+            DeleteBody::default()
+        } else {
+            serde_json::from_value(self.value()?).map_err(|error| Error::BadRequest(error.to_string()))?
+        };
+        let in_query = |name: &str| Some(self.query.text(name).to_owned()).filter(|text| !text.is_empty());
+        let policy = body.propagation_policy.or_else(|| in_query("propagationPolicy"));
+        let propagation = match (policy.as_deref(), body.orphan_dependents) {
+            (Some("Background"), None) => Some(Propagation::Background),
+            (Some("Foreground"), None) => Some(Propagation::Foreground),
+            (Some("Orphan"), None) | (None, Some(true)) => Some(Propagation::Orphan),
+            (None, Some(false)) => Some(Propagation::Background),
+            (None, None) => None,
+            (Some(_), Some(_)) => {
+                return Err(Error::BadRequest("orphanDependents and propagationPolicy cannot be both set".into()));
+            }
+            (Some(other), None) => {
+                return Err(Error::BadRequest(format!(
+                    "propagationPolicy: Unsupported value: {other:?}: supported values: \"Foreground\", \"Background\", \"Orphan\""
+                )));
+            }
+        };
+        let requested = body.dry_run.unwrap_or_default();
+        let mut dry_run = is_dry_run(self.query.text("dryRun"))?;
+        for value in &requested {
+            dry_run |= is_dry_run(value)?;
+        }
+        let Preconditions { uid, resource_version } = body.preconditions.unwrap_or_default();
+        Ok(DeleteOptions { dry_run, propagation, uid, resource_version })
+    }
+}
+
+/// Reads the parameter `dryRun`.
+fn is_dry_run(value: &str) -> Result<bool, Error> {
+    match value {
+        "" => Ok(false),
+        "All" => Ok(true),
+        other => Err(Error::BadRequest(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\""))),
+    }
+}

@@ -1,0 +1,149 @@
+//! Responses: objects, lists, tables and `Status` errors.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use slipway_access::Refusal;
+use slipway_core::clock::now_ms;
+use slipway_objects::error::{Details, GroupResource, Status};
+use slipway_objects::store::{Page, Written};
+use slipway_objects::table::{IncludeObject, partial_metadata, table};
+use slipway_objects::{Error, Object, Resource};
+
+use super::negotiation::{Representation, negotiate};
+use super::request::Call;
+
+/// A failed request.
+pub(super) struct Failure(Box<Status>);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if let Error::Store(_) | Error::Sealed(_) = &error {
+            tracing::error!(%error, "a request to the object API failed");
+        }
+        Self(Box::new(error.status()))
+    }
+}
+
+impl Failure {
+    /// A refused request for an object of a resource.
+    pub(super) fn refused(refusal: Refusal, resource: &GroupResource, name: &str) -> Self {
+        match refusal {
+            Refusal::Forbidden(detail) => {
+                let (resource, name) = (resource.clone(), name.to_owned());
+                Self::from(Error::Forbidden { resource, name, detail, cause: None })
+            }
+            other => {
+                let status = other.status().as_u16();
+                let details = Some(Details::of(resource, name));
+                Self(Box::new(Status { details, ..Status::failure(status, "ServiceUnavailable", other.message()) }))
+            }
+        }
+    }
+
+    /// A request for a representation that does not exist.
+    fn not_acceptable() -> Self {
+        let message = "only the following media types are accepted: application/json";
+        Self(Box::new(Status::failure(406, "NotAcceptable", message.into())))
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = self.0.code.and_then(|code| StatusCode::from_u16(code).ok());
+        json_response(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &json!(self.0))
+    }
+}
+
+/// A JSON response.
+pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+/// How a client wants objects to be shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View {
+    pub(super) representation: Representation,
+    pub(super) include: IncludeObject,
+}
+
+impl View {
+    /// The view that a request prefers.
+    pub(super) fn of(call: &Call) -> Result<Self, Failure> {
+        let offered = [Representation::Object, Representation::Table, Representation::Metadata];
+        let representation = negotiate(&call.headers, &offered).ok_or_else(Failure::not_acceptable)?;
+        let include = match call.query.text("includeObject") {
+            "" | "Metadata" => IncludeObject::Metadata,
+            "None" => IncludeObject::None,
+            "Object" => IncludeObject::Object,
+            other => return Err(Error::BadRequest(format!("unrecognized includeObject value: {other:?}")).into()),
+        };
+        Ok(Self { representation, include })
+    }
+
+    /// An object as a part of a watch; `with_columns` adds the columns to a table.
+    pub(super) fn object(self, resource: &Resource, object: &Object, with_columns: bool) -> Value {
+        match self.representation {
+            Representation::Object | Representation::Discovery => object.to_value(),
+            Representation::Metadata => partial_metadata(object),
+            Representation::Table => {
+                let metadata = json!({"resourceVersion": object.metadata.resource_version});
+                table(resource, std::slice::from_ref(object), self.include, metadata, with_columns, now_ms())
+            }
+        }
+    }
+
+    /// The response with an object.
+    pub(super) fn respond(self, status: StatusCode, resource: &Resource, object: &Object) -> Response {
+        json_response(status, &self.object(resource, object, true))
+    }
+
+    /// The response to a write, with its warnings.
+    pub(super) fn written(self, status: StatusCode, resource: &Resource, written: &Written) -> Response {
+        let mut response = self.respond(status, resource, &written.object);
+        for warning in &written.warnings {
+            // A quoted string (RFC 9110, section 5.6.4).
+            let text: String = warning.chars().filter(|c| (' '..='~').contains(c)).collect();
+            let quoted = format!("299 - \"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+            if let Ok(value) = HeaderValue::from_str(&quoted) {
+                response.headers_mut().append(header::WARNING, value);
+            }
+        }
+        response
+    }
+
+    /// The response with a list.
+    pub(super) fn list(self, resource: &Resource, page: &Page) -> Response {
+        let mut metadata = json!({"resourceVersion": page.resource_version.to_string()});
+        if !page.continue_token.is_empty() {
+            metadata["continue"] = json!(page.continue_token);
+            if let Some(remaining) = page.remaining {
+                metadata["remainingItemCount"] = json!(remaining);
+            }
+        }
+        let body = match self.representation {
+            Representation::Table => table(resource, &page.items, self.include, metadata, true, now_ms()),
+            Representation::Metadata => {
+                let items: Vec<Value> = page.items.iter().map(partial_metadata).collect();
+                let kind = "PartialObjectMetadataList";
+                json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items})
+            }
+            Representation::Object | Representation::Discovery => {
+                let kind = format!("{}List", resource.kind);
+                let items: Vec<Value> = page.items.iter().map(|object| list_item(resource, object)).collect();
+                json!({"kind": kind, "apiVersion": resource.api_version(), "metadata": metadata, "items": items})
+            }
+        };
+        json_response(StatusCode::OK, &body)
+    }
+}
+
+/// An element of a list. The API server leaves the kind out for its own kinds.
+fn list_item(resource: &Resource, object: &Object) -> Value {
+    let mut value = object.to_value();
+    if let (true, Value::Object(fields)) = (resource.group.is_empty(), &mut value) {
+        fields.remove("kind");
+        fields.remove("apiVersion");
+    }
+    value
+}
