@@ -7,7 +7,7 @@
 //! | [`value`], [`condition`], [`placeholder`] | values of parameters, expressions over them, and texts that contain them |
 //! | [`executor_input`] | what a task's program is given and what it leaves behind |
 //! | [`graph`] | the static graph |
-//! | [`platform`] | settings of a task's pod |
+//! | [`platform`], `workspace` | settings of a task's pod; the volume of a run |
 //! | [`export`] | plain manifests for Kubernetes |
 //! | [`model`] | states, paths, artifacts, inputs and outputs of tasks |
 //! | [`engine`], [`fingerprint`] | what happens next in a run, and which executions are equal |
@@ -52,6 +52,7 @@ pub mod service;
 pub mod step;
 pub mod tracker;
 pub mod value;
+mod workspace;
 
 pub use error::Error;
 pub use repo::MIGRATION;

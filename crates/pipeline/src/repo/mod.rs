@@ -23,7 +23,11 @@ pub use page::Page;
 /// The database migrations of this crate, for [`slipway_store::Database::open`].
 pub const MIGRATION: Migration = Migration {
     domain: "pipeline",
-    steps: &[include_str!("../../migrations/001_pipelines.sql"), include_str!("../../migrations/002_steps.sql")],
+    steps: &[
+        include_str!("../../migrations/001_pipelines.sql"),
+        include_str!("../../migrations/002_steps.sql"),
+        include_str!("../../migrations/003_workers.sql"),
+    ],
 };
 
 /// A JSON column.

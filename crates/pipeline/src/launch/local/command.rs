@@ -6,15 +6,15 @@
 
 /// The command of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Command {
+pub(in crate::launch) struct Command {
     /// Arguments of each `pip install`, in order, without those that only concern its output.
-    pub(super) installs: Vec<Vec<String>>,
+    pub(in crate::launch) installs: Vec<Vec<String>>,
     /// What is executed after the installations.
-    pub(super) program: Program,
+    pub(in crate::launch) program: Program,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Program {
+pub(in crate::launch) enum Program {
     /// A lightweight Python component: the code of its module, and the arguments of `kfp.dsl.executor_main`.
     Lightweight { code: String, arguments: Vec<String> },
     /// A program and its arguments.
@@ -30,7 +30,7 @@ const EXECUTE_SCRIPT: &str = "program_path=$(mktemp -d) printf \"%s\" \"$0\" > \
 const QUIET_OPTIONS: &[&str] = &["--quiet", "-q", "--no-warn-script-location", "--disable-pip-version-check"];
 
 impl Command {
-    pub(super) fn new(words: Vec<String>) -> Self {
+    pub(in crate::launch) fn new(words: Vec<String>) -> Self {
         let (installs, words) = match unwrap_installs(&words) {
             Some(installs) => (installs, words[3..].to_vec()),
             None => (Vec::new(), words),
