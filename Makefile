@@ -184,7 +184,7 @@ lab: binary lab-programs
 lab-down: binary
 	$(SLIPWAY) lab down
 
-test-lab: binary lab-programs
+test-lab: binary lab-programs $(PEERS)/kfp/.ready
 	python3 testkit/lab/run.py $(SLIPWAY) $(call junit,lab)
 
 test-cluster: binary $(PEERS)/ansible/.ready

@@ -3,23 +3,32 @@
 import contextlib
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from cluster import NAMESPACE, eventually
 from runs import GPU, Server
-from suite import Suite
+from services import CACHE, Bucket
+from shared import ADDRESS
+from suite import Skip, Suite
 
 SUITE = Suite("pipelines", limit=300)
 test = SUITE.test
 IMAGE = "lab.local/tool:1"
+KFP = CACHE / "kfp/bin/python"
 STEP = "slipway.dev/pipeline-run"
 FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
 class Step:
-    """A step of a pipeline: a shell script in a container. Inputs are constants or (producer, output) pairs."""
+    """A step of a pipeline: a shell script in a container, or an importer. Inputs are constants or (producer, output) pairs."""
 
     def __init__(self, name, script, inputs=None, artifacts=None, outputs=(), makes=(), after=(), **more):
         self.name, self.script, self.inputs, self.artifacts = name, script, inputs or {}, artifacts or {}
@@ -38,6 +47,8 @@ class Step:
 
     def executor(self):
         """Placeholders become the arguments `$0`, `$1` and so on of the script."""
+        if "imports" in self.more:
+            return {"importer": {"artifactUri": {"constant": self.more["imports"]}, "typeSchema": {"schemaTitle": "system.Dataset"}}}
         words = []
         script = re.sub(r"\{\{.*?\}\}", lambda m: (words.append(m[0]), f'"${{{len(words) - 1}}}"')[1], self.script)
         container = {"image": self.more.get("image", IMAGE), "command": ["sh", "-ec", script], "args": words}
@@ -65,16 +76,17 @@ class Step:
         return task
 
 
-def pipeline(name, *steps):
-    """A compiled pipeline of these steps."""
+def pipeline(name, *steps, config=None):
+    """A compiled pipeline of these steps; `config` is its own for Kubernetes."""
     spec = {
         "pipelineInfo": {"name": name}, "schemaVersion": "2.1.0", "sdkVersion": "kfp-2.17.3",
         "components": {f"comp-{s.name}": s.component() for s in steps},
         "deploymentSpec": {"executors": {f"exec-{s.name}": s.executor() for s in steps}},
         "root": {"dag": {"tasks": {s.name: s.task() for s in steps}}},
     }
-    settings = {f"exec-{s.name}": {"imagePullPolicy": "Never", **s.more.get("kubernetes", {})} for s in steps}
-    return {"pipeline_spec": spec, "platform_spec": {"platforms": {"kubernetes": {"deploymentSpec": {"executors": settings}}}}}
+    settings = {f"exec-{s.name}": {"imagePullPolicy": "Never", **s.more.get("kubernetes", {})} for s in steps if "imports" not in s.more}
+    kubernetes = {"deploymentSpec": {"executors": settings}, **({"pipelineConfig": config} if config else {})}
+    return {"pipeline_spec": spec, "platform_spec": {"platforms": {"kubernetes": kubernetes}}}
 
 
 class Run:
@@ -161,6 +173,16 @@ def steps_pass_parameters_and_artifacts_on_with_one_pod_each(lab):
         pods = run.pods()
         assert len(pods) == 4, [p["metadata"]["name"] for p in pods]
         assert "made" in run.server.slipway(lab, "pipeline", "logs", run.id, "make", "-n", ns).stdout
+        # Each step is tracked once, below the run of the pipeline and in its experiment.
+        def tracked():
+            query = {"experiment_ids": experiments, "filter": f"tags.`mlflow.parentRunId` = '{run.id.replace('-', '')}'"}
+            return run.server.request("/api/2.0/mlflow/runs/search", query)[1]["runs"]
+        code, found = run.server.request("/api/2.0/mlflow/experiments/search", {"max_results": 1000})
+        experiments = [e["experiment_id"] for e in found["experiments"]]
+        children = eventually(lambda: (r := tracked()) and all(c["info"]["status"] == "FINISHED" for c in r) and r, message=f"the end: {tracked()}")
+        assert sorted(c["info"]["run_name"] for c in children) == ["folder", "make", "read", "use"], children
+        parent = run.server.tracked(run.id.replace("-", ""))
+        assert {c["info"]["experiment_id"] for c in children} == {parent["info"]["experiment_id"]} != {"0"}, (parent, children)
         # The content is served to those who may read the run.
         code, _ = run.server.request(f"/apis/v2beta1/runs/{run.id}")
         assert code == 200
@@ -181,7 +203,6 @@ def failures_are_retried_and_explained(lab):
     with lab.namespace("pipe-fails", runs=True) as ns:
         flaky = Step("flaky", "echo trying; test -e /shared/once && exit 0; touch /shared/once; echo no luck; exit 3", retries=2)
         broken = Step("broken", "echo the reason; exit 4", after=["flaky"])
-        volume = {"name": "shared"}
         with claim(lab, ns, "shared"):
             flaky.more["kubernetes"] = {"pvcMount": [{"constant": "shared", "mountPath": "/shared"}]}
             run = Run(lab, ns, pipeline("fails", flaky, broken))
@@ -189,38 +210,69 @@ def failures_are_retried_and_explained(lab):
             tasks = {t["path"]: t for t in shown["tasks"]}
             assert tasks["flaky"]["state"] == "SUCCEEDED" and tasks["flaky"]["attempt"] == 2, tasks["flaky"]
             assert "exited with code 4" in tasks["broken"]["failure"] and "the reason" in tasks["broken"]["failure"], tasks["broken"]
-            assert len(run.pods()) == 3, volume
+            assert len(run.pods()) == 3
 
 
 @contextlib.contextmanager
-def claim(lab, ns, name):
-    """A volume of a node's folder, and its claim."""
-    folder = f"/run/slipway-lab/{ns}-{name}"
-    os.makedirs(folder, exist_ok=True)
-    os.chmod(folder, 0o777)
+def volume(lab, ns, name, folder=None):
+    """A volume of class `name`-`ns`, with a folder of the machine that is writable for everybody unless it is given. Yields the folder."""
+    if not folder:
+        folder = f"/run/slipway-lab/{ns}-{name}"
+        os.makedirs(folder, exist_ok=True)
+        os.chmod(folder, 0o777)
     lab.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{ns}-{name}"}, "spec": {
-        "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "storageClassName": ns, "persistentVolumeReclaimPolicy": "Retain",
-        "hostPath": {"path": folder}}})
-    lab.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": ns}, "spec": {
-        "accessModes": ["ReadWriteMany"], "storageClassName": ns, "resources": {"requests": {"storage": "1Gi"}}}})
+        "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce", "ReadWriteMany"], "storageClassName": f"{ns}-{name}",
+        "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": folder}}})
     try:
-        yield
+        yield folder
     finally:
         lab.kubectl("delete", "pv", f"{ns}-{name}", "--wait=false")
 
 
+@contextlib.contextmanager
+def claim(lab, ns, name, folder=None):
+    """A volume of a folder of the machine, and its claim."""
+    with volume(lab, ns, name, folder):
+        lab.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": ns}, "spec": {
+            "accessModes": ["ReadWriteMany"], "storageClassName": f"{ns}-{name}", "resources": {"requests": {"storage": "1Gi"}}}})
+        yield
+
+
+@test
+def workspace_is_shared_and_inputs_come_from_buckets(lab):
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="slipway-services-"))
+    bucket = Bucket(folder / "s3", ADDRESS)
+    try:
+        with lab.namespace("pipe-shared", runs=True) as ns, volume(lab, ns, "space"):
+            bucket.put("/slipway/rows.csv", "", b"three rows\n")
+            secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "slipway-buckets", "namespace": ns}}
+            lab.apply({**secret, "stringData": bucket.environment()})
+            rows = Step("rows", "", imports="s3://slipway/rows.csv", makes=["artifact"])
+            space = {"space": "{{$.workspace_path}}/found"}
+            write = Step("write", "mkdir {{$.inputs.parameters['space']}}; cat {{$.inputs.artifacts['data'].path}} > "
+                         "{{$.inputs.parameters['space']}}/rows; test -z \"$(ls /kfp-workspace | grep -v found)\"",
+                         inputs=space, artifacts={"data": ("rows", "artifact")})
+            read = Step("read", "cat {{$.inputs.parameters['space']}}/rows > {{$.outputs.parameters['all'].output_file}}",
+                        inputs=space, after=["write"], outputs=["all"])
+            patch = {"accessModes": ["ReadWriteMany"], "storageClassName": f"{ns}-space"}
+            config = {"workspace": {"size": "1Gi", "kubernetes": {"pvcSpecPatch": patch}}}
+            run = Run(lab, ns, pipeline("shared", rows, write, read, config=config))
+            tasks = {t["path"]: t for t in run.wait()["tasks"]}
+            assert tasks["read"]["outputs"]["parameters"] == {"all": "three rows\n"}, tasks
+            claim = f"{run.id}-kfp-workspace"
+            # Kubernetes keeps a deleted claim until the last pod that mounted it is deleted.
+            eventually(lambda: "deletionTimestamp" in lab.get("-n", ns, "pvc", claim)["metadata"], message="the workspace is deleted")
+    finally:
+        bucket.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @test
 def volumes_secrets_and_gpus_reach_the_pods(lab):
-    with lab.namespace("pipe-pods", runs=True) as ns:
-        folder = f"/run/slipway-lab/{ns}"
-        os.makedirs(folder, exist_ok=True)
-        os.chmod(folder, 0o777)
-        lab.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "access", "namespace": ns}, "stringData": {"word": "open"}},
-                  {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": ns}, "spec": {
-                      "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": ns,
-                      "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": folder}}})
+    with lab.namespace("pipe-pods", runs=True) as ns, volume(lab, ns, "work"):
+        lab.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "access", "namespace": ns}, "stringData": {"word": "open"}})
         create = Step("create", "", image="argostub/createpvc", outputs=["name"],
-                      inputs={"pvc_name": "work", "size": "1Gi", "storage_class_name": ns})
+                      inputs={"pvc_name": "work", "size": "1Gi", "storage_class_name": f"{ns}-work"})
         mount = {"pvcMount": [{"taskOutputParameter": {"producerTask": "create", "outputParameterKey": "name"}, "mountPath": "/work"}]}
         write = Step("write", "echo $WORD > /work/word", after=["create"], kubernetes={
             **mount, "secretAsEnv": [{"secretName": "access", "keyToEnv": [{"secretKey": "word", "envVar": "WORD"}]}],
@@ -231,24 +283,19 @@ def volumes_secrets_and_gpus_reach_the_pods(lab):
                     kubernetes={**mount, "nodeSelector": {"labels": {"kubernetes.io/hostname": "n1"}}})
         delete = Step("delete", "", image="argostub/deletepvc", inputs={"pvc_name": ("create", "name")}, after=["read"])
         compiled = pipeline("pods", create, write, read, delete)
-        components = compiled["pipeline_spec"]["components"]
         for name in ("create", "delete"):
             compiled["pipeline_spec"]["deploymentSpec"]["executors"][f"exec-{name}"]["container"].pop("command")
             compiled["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"].pop(f"exec-{name}")
-        assert components
-        try:
-            run = Run(lab, ns, compiled)
-            tasks = {t["path"]: t for t in run.wait()["tasks"]}
-            assert tasks["read"]["outputs"]["parameters"] == {"word": "open\n", "gpus": "2\n"}, tasks
-            pods = {p["metadata"].get("annotations", {}).get("example.com/note"): p for p in run.pods()}
-            assert len(run.pods()) == 2 and pods["here"]["metadata"]["labels"]["team"] == "vision", pods
-            assert pods[None]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "500m", GPU: "2"}, pods[None]["spec"]
-            # Kubernetes keeps a deleted claim until the last pod that mounted it is deleted.
-            assert all("deletionTimestamp" in c["metadata"] for c in lab.get("-n", ns, "pvc")["items"])
-            run.server.request(f"/apis/v2beta1/runs/{run.id}", method="DELETE")
-            eventually(lambda: not lab.get("-n", ns, "pvc")["items"], timeout=60, message="the claim is deleted with the pods")
-        finally:
-            lab.kubectl("delete", "pv", ns, "--wait=false")
+        run = Run(lab, ns, compiled)
+        tasks = {t["path"]: t for t in run.wait()["tasks"]}
+        assert tasks["read"]["outputs"]["parameters"] == {"word": "open\n", "gpus": "2\n"}, tasks
+        pods = {p["metadata"].get("annotations", {}).get("example.com/note"): p for p in run.pods()}
+        assert len(run.pods()) == 2 and pods["here"]["metadata"]["labels"]["team"] == "vision", pods
+        assert pods[None]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "500m", GPU: "2"}, pods[None]["spec"]
+        # Kubernetes keeps a deleted claim until the last pod that mounted it is deleted.
+        assert all("deletionTimestamp" in c["metadata"] for c in lab.get("-n", ns, "pvc")["items"])
+        run.server.request(f"/apis/v2beta1/runs/{run.id}", method="DELETE")
+        eventually(lambda: not lab.get("-n", ns, "pvc")["items"], timeout=60, message="the claim is deleted with the pods")
 
 
 # Appends a line for each execution, so that a second one is noticed.
@@ -314,6 +361,96 @@ def run_goes_on_after_an_outage_of_the_api_server(lab):
         lab.lab("do", "start", "kube-apiserver")
         run.wait(timeout=180)
         assert len(run.pods()) == 2
+
+
+@test
+def small_tasks_share_workers_which_are_replaced_when_they_are_lost(lab):
+    with lab.namespace("pipe-workers", runs=True) as ns, claim(lab, ns, "shared"):
+        settings = {"podMetadata": {"annotations": {"slipway.dev/workers": "2"}},
+                    "pvcMount": [{"constant": "shared", "mountPath": "/shared"}]}
+        # What a step leaves behind would be found by the next one.
+        small = [Step(f"small-{n}", f"echo says {n}; test ! -e $TMPDIR/left; touch $TMPDIR/left; "
+                      f"if grep -qsx sleep /proc/[0-9]*/comm; then exit 5; fi; (sleep 1000 &); echo -n {n} > {{{{$.outputs.parameters['o'].output_file}}}}",
+                      outputs=["o"], kubernetes=settings) for n in range(8)]
+        run = Run(lab, ns, pipeline("small", *small))
+        started = time.monotonic()
+        tasks = {t["path"]: t for t in run.wait()["tasks"]}
+        assert all(tasks[f"small-{n}"]["outputs"]["parameters"]["o"] == str(n) for n in range(8)), tasks
+        print(f"     eight steps of two workers took {time.monotonic() - started:.1f} s")
+        workers = lambda: [p for p in lab.get("-n", ns, "pods", "-l", "app.kubernetes.io/managed-by=slipway")["items"] if "deletionTimestamp" not in p["metadata"]]
+        assert not run.pods() and len(workers()) <= 2, [p["metadata"]["name"] for p in workers()]
+        assert run.server.slipway(lab, "pipeline", "logs", run.id, "small-3", "-n", ns).stdout.strip() == "says 3"
+
+        started = time.monotonic()
+        again = Run(lab, ns, pipeline("warm", *small))
+        again.wait()
+        print(f"     and {time.monotonic() - started:.1f} s once they were warm")
+
+        long = Step("long", "echo run >> /shared/runs; until test -e /shared/end; do sleep 0.1; done; "
+                    "cat /shared/runs > {{$.outputs.parameters['o'].output_file}}", outputs=["o"], kubernetes=settings)
+        run = Run(lab, ns, pipeline("long", long))
+        runs = f"/run/slipway-lab/{ns}-shared/runs"
+        eventually(lambda: os.path.exists(runs), message="a worker executes the step")
+        lab.kubectl("-n", ns, "delete", "pod", *[p["metadata"]["name"] for p in workers()], "--grace-period=0", "--force")
+        eventually(lambda: open(runs).read() == "run\nrun\n", timeout=90, message="another worker executes it")
+        open(f"/run/slipway-lab/{ns}-shared/end", "w").close()
+        task = next(t for t in run.wait()["tasks"] if t["path"])
+        assert task["attempt"] == 1 and task["outputs"]["parameters"]["o"] == "run\nrun\n", task
+
+        cancelled = Run(lab, ns, pipeline("cancelled", Step("endless", "sleep 1000", kubernetes=settings)))
+        cancelled.wait_task("endless", lambda t: t["state"] == "RUNNING", "the step runs")
+        run.server.slipway(lab, "pipeline", "cancel", cancelled.id, "-n", ns)
+        cancelled.wait("CANCELED", timeout=30)
+
+
+@test(limit=600)
+def loss_of_a_node_uses_no_retry(lab):
+    with lab.namespace("pipe-lost", runs=True) as ns, claim(lab, ns, "shared"):
+        # The second pod runs elsewhere, because nothing is scheduled on a lost node.
+        avoids = {"nodeAffinity": [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n2"]}], "weight": 100}]}
+        step = Step("lost", "echo run >> /shared/runs; until test -e /shared/end; do sleep 0.1; done; "
+                    "cat /shared/runs > {{$.outputs.parameters['o'].output_file}}", outputs=["o"],
+                    kubernetes={"pvcMount": [{"constant": "shared", "mountPath": "/shared"}], **avoids})
+        run = Run(lab, ns, pipeline("lost", step))
+        old = run.pod("lost")
+        assert lab.get("-n", ns, "pod", old)["spec"]["nodeName"] == "n2"
+        taint = "node.kubernetes.io/out-of-service"
+        lab.lab("do", "kill", "kubelet-n2")
+        try:
+            # What an administrator does with a node that does not come back.
+            lab.kubectl("taint", "node", "n2", f"{taint}=nodeshutdown:NoExecute")
+            new = eventually(lambda: (p := run.pod("lost")) != old and p, timeout=150, message="another pod runs")
+            assert lab.get("-n", ns, "pod", new)["spec"]["nodeName"] == "n1"
+        finally:
+            lab.kubectl("taint", "node", "n2", f"{taint}-")
+            lab.lab("do", "start", "kubelet-n2")
+        open(f"/run/slipway-lab/{ns}-shared/end", "w").close()
+        task = next(t for t in run.wait()["tasks"] if t["path"])
+        assert task["attempt"] == 1 and task["outputs"]["parameters"]["o"] == "run\nrun\n", task
+        eventually(lambda: any(c["type"] == "Ready" and c["status"] == "True" for c in lab.node("n2")["status"]["conditions"]),
+                   message="the node is back")
+
+
+@test
+def python_components_run_with_the_official_client(lab):
+    if not KFP.exists():
+        raise Skip("needs kfp; `make test-lab` installs it")
+    interpreter = KFP.resolve().parents[1]
+    folders = ["/usr", "/lib", "/lib64", str(KFP.parents[1]), *([] if interpreter == pathlib.Path("/usr") else [str(interpreter)])]
+    with lab.namespace("pipe-python", runs=True) as ns, claim(lab, ns, "machine", "/"):
+        server = Server.in_cluster(lab)
+        words = [KFP, pathlib.Path(__file__).parent / "kfp_steps.py", server.url, ns, IMAGE, "machine", *folders]
+        started = time.monotonic()
+        done = subprocess.run(words, text=True, capture_output=True, env={**os.environ, "TOKEN": server.token})
+        assert done.returncode == 0, done.stderr
+        print(f"     four Python steps, two of them in parallel, took {time.monotonic() - started:.1f} s")
+        run = json.loads(done.stdout.splitlines()[-1])
+        _, shown = server.request(f"/api/v1/pipelines/runs/{run['id']}")
+        assert run["state"] == "SUCCEEDED", shown
+        tasks = {t["path"]: t for t in shown["tasks"]}
+        assert tasks["largest"]["outputs"]["parameters"] == {"Output": 30}, tasks["largest"]
+        assert tasks["make"]["outputs"]["artifacts"]["data"][0]["metadata"]["rows"] == 5, tasks["make"]
+        assert len(lab.get("-n", ns, "pods", "-l", f"{STEP}={run['id']}")["items"]) == 4
 
 
 @test

@@ -64,6 +64,8 @@ pub const NAMESPACE: &str = "SLIPWAY_NAMESPACE";
 pub const IMAGE: &str = "SLIPWAY_IMAGE";
 /// When that image is pulled: `Always`, `IfNotPresent` or `Never`.
 pub const IMAGE_PULL_POLICY: &str = "SLIPWAY_IMAGE_PULL_POLICY";
+/// Names of secrets with which the pods of pipelines pull images, separated by commas. A namespace of runs has them or pulls without.
+pub const IMAGE_PULL_SECRETS: &str = "SLIPWAY_IMAGE_PULL_SECRETS";
 /// The name of the pod that this server runs in.
 pub const POD: &str = "SLIPWAY_POD";
 

@@ -7,7 +7,7 @@
 //! | [`value`], [`condition`], [`placeholder`] | values of parameters, expressions over them, and texts that contain them |
 //! | [`executor_input`] | what a task's program is given and what it leaves behind |
 //! | [`graph`], [`outline`] | the static graph; what a compiled pipeline says to a reader |
-//! | [`platform`] | settings of a task's pod |
+//! | [`platform`], `workspace` | settings of a task's pod; the volume of a run |
 //! | [`export`] | plain manifests for Kubernetes |
 //! | [`model`] | states, paths, artifacts, inputs and outputs of tasks |
 //! | [`engine`], [`fingerprint`] | what happens next in a run, and which executions are equal |
@@ -57,6 +57,7 @@ pub mod step;
 pub mod tracker;
 pub mod usage;
 pub mod value;
+mod workspace;
 
 pub use error::Error;
 pub use repo::MIGRATION;

@@ -166,6 +166,8 @@ pub struct RunInfo {
     pub pipeline_root: String,
     /// Service account of its pods; that of the namespace if empty.
     pub service_account: String,
+    /// `spec` of the persistent volume claim of its workspace, if the pipeline has one.
+    pub workspace: Option<Value>,
     /// When the run was created, in milliseconds since the Unix epoch.
     pub created_at: i64,
     /// When the run was due, in milliseconds since the Unix epoch.

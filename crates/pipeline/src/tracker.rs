@@ -30,8 +30,16 @@ pub trait Tracker: std::fmt::Debug + Send + Sync {
     /// Notes that a program of a task is about to start, or still executes after a restart of the server. From now until the end of the task
     /// the program may use the task's tracked run. Must not block.
     fn attempt_started(&self, experiment: &Arc<str>, launch: &Launch);
-    /// Records a task that has ended, with its parameters, metrics and artifacts. Does nothing if it is recorded already.
-    fn task_ended<'a>(&'a self, run: &'a RunInfo, experiment: &'a str, task: &'a TaskRecord) -> BoxFuture<'a, ()>;
+    /// Records a task that has ended, with its parameters, metrics and artifacts. Does nothing if it is recorded already. `tracked` is the id
+    /// of the tracked run of its last attempt, if the executor tracks attempts itself ([`Launcher::tracked`](crate::launch::Launcher)):
+    /// then it becomes that of the task.
+    fn task_ended<'a>(
+        &'a self,
+        run: &'a RunInfo,
+        experiment: &'a str,
+        task: &'a TaskRecord,
+        tracked: Option<String>,
+    ) -> BoxFuture<'a, ()>;
     /// Records the end of a run, or that it goes on after a retry.
     fn run_changed<'a>(&'a self, run: &'a RunInfo, state: RunState) -> BoxFuture<'a, ()>;
 }

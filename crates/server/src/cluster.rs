@@ -54,6 +54,8 @@ pub struct Image {
     pub name: String,
     /// As in a container: `Always`, `IfNotPresent` or `Never`.
     pub pull_policy: String,
+    /// Names of secrets with which images are pulled.
+    pub pull_secrets: Vec<String>,
 }
 
 /// The cluster, if the server runs in one, with a cache of its nodes.

@@ -79,6 +79,7 @@ pub(crate) async fn execute_in_cluster(
     cluster: &Arc<dyn Kubernetes>,
     tracker: Arc<PipelineTracker>,
     executor: Arc<dyn Executor>,
+    mint: Mint,
 ) -> Result<Routes, ServerError> {
     let Some(image) = cluster.image() else {
         let variable = slipway_core::env::IMAGE;
@@ -92,7 +93,8 @@ pub(crate) async fn execute_in_cluster(
         cluster.claims(),
         platform.database.clone(),
         platform.objects.pipelines()?,
-        pods::Settings { image: image.name, pull_policy: image.pull_policy, program },
+        pods::Settings { image: image.name, pull_policy: image.pull_policy, pull_secrets: image.pull_secrets, program },
+        mint,
     );
     let routes = launcher.routes();
     start(platform, home, Arc::new(launcher), tracker, pods::PIPELINE_ROOT.to_owned()).await?;

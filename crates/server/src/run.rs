@@ -179,14 +179,10 @@ impl Server {
             match &options.cluster {
                 Some(cluster) => {
                     let routes = crate::controller::routes(Arc::<RunTracker>::clone(&tracker), Arc::clone(&mint));
-                    let executor = cluster.executor(tracker, mint);
-                    let steps = pipeline::execute_in_cluster(
-                        &platform,
-                        &options.home,
-                        cluster,
-                        pipeline_tracker,
-                        Arc::clone(&executor),
-                    );
+                    let executor = cluster.executor(tracker, Arc::clone(&mint));
+                    let own = Arc::clone(&executor);
+                    let steps =
+                        pipeline::execute_in_cluster(&platform, &options.home, cluster, pipeline_tracker, own, mint);
                     controller_routes = routes.merge(steps.await?);
                     platform.set_executor(executor);
                 }

@@ -13,6 +13,8 @@ use slipway_track::{Error, ErrorCode, Tracking};
 
 use crate::data;
 
+/// The tag with the id of the parent of a run, below which MLflow's UI shows it.
+pub(crate) const PARENT_TAG: &str = "mlflow.parentRunId";
 /// MLflow's statuses of an unfinished run.
 const ACTIVE_STATUSES: [&str; 2] = ["RUNNING", "SCHEDULED"];
 
@@ -29,7 +31,7 @@ pub(crate) struct RunTracker {
 }
 
 impl RunTracker {
-    /// Id of the experiment for a run; created if necessary. Runs without an experiment use the default one.
+    /// Id of the experiment with this name; created if necessary. Without a name, the default one.
     async fn experiment_id(&self, name: Option<String>, namespace: &str) -> Result<String, Error> {
         let Some(name) = name else { return Ok("0".into()) };
         if let Ok(found) = self.tracking.experiment_by_name(&name) {
@@ -45,6 +47,15 @@ impl RunTracker {
             }
             created => created,
         }
+    }
+
+    /// Id of the experiment of the parent of a run, as of the run of the pipeline that a step belongs to. `None` without a parent of the same
+    /// namespace.
+    fn parent_experiment(&self, tags: &[(String, String)], namespace: &str) -> Option<String> {
+        let (_, id) = tags.iter().find(|(key, _)| key == PARENT_TAG)?;
+        let parent = self.tracking.run(id).ok()?;
+        let owner = parent.data.tags.iter().find(|tag| tag.key == NAMESPACE_TAG).map(|tag| tag.value.as_str());
+        (!self.isolated || owner == Some(namespace)).then_some(parent.info.experiment_id)
     }
 
     /// Fails if the experiment belongs to another namespace.
@@ -85,7 +96,10 @@ impl RunTracker {
         if let Ok(tracked) = self.tracking.run(&run.run_id) {
             return self.begin_attempt(&run, &tracked).await;
         }
-        let experiment_id = self.experiment_id(run.experiment, &run.namespace).await?;
+        let experiment_id = match (run.experiment, self.parent_experiment(&run.tags, &run.namespace)) {
+            (None, Some(of_parent)) => of_parent,
+            (named, _) => self.experiment_id(named, &run.namespace).await?,
+        };
         let owner = self.isolated.then(|| KeyValue { key: NAMESPACE_TAG.into(), value: run.namespace.clone() });
         let tags = run.tags.into_iter().map(|(key, value)| KeyValue { key, value }).chain(owner).collect();
         let new = NewRun {
@@ -278,6 +292,24 @@ mod tests {
         tracker.begin(run('d', "team-b", "shared")).await.unwrap();
         let not_isolated = RunTracker { tracking, isolated: false };
         not_isolated.begin(run('e', "default", "ocr")).await.unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn part_of_a_run_is_in_its_experiment_unless_that_is_of_another_namespace() {
+        let (tracking, folder) = tracking().await;
+        let tracker = RunTracker { tracking: tracking.clone(), isolated: true };
+        tracker.begin(run('a', "team-a", "ocr")).await.unwrap();
+        let part = |id: char, namespace: &str| {
+            let mut part = Tracked { experiment: None, ..run(id, namespace, "") };
+            part.tags.push((PARENT_TAG.into(), "a".repeat(32)));
+            part
+        };
+        tracker.begin(part('b', "team-a")).await.unwrap();
+        tracker.begin(part('c', "team-b")).await.unwrap();
+        let experiment = |id: char| tracking.run(&id.to_string().repeat(32)).unwrap().info.experiment_id;
+        assert_eq!(experiment('b'), experiment('a'));
+        assert_eq!(experiment('c'), "0");
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -181,6 +181,11 @@ fn workload(values: &Values, workload: &Workload<'_>) -> Vec<Value> {
         json!({"name": env::IMAGE, "value": values.image_name()}),
         json!({"name": env::IMAGE_PULL_POLICY, "value": values.image.pull_policy}),
     ];
+    let pull_secrets: Vec<&str> =
+        values.image_pull_secrets.iter().filter_map(|secret| secret["name"].as_str()).collect();
+    if !pull_secrets.is_empty() {
+        environment.push(json!({"name": env::IMAGE_PULL_SECRETS, "value": pull_secrets.join(",")}));
+    }
     let mut mounts = vec![
         json!({"name": "state", "mountPath": "/var/lib/slipway"}),
         json!({"name": "tokens", "mountPath": "/etc/slipway/tokens", "readOnly": true}),

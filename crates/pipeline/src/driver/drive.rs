@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::tracking::Tracked;
 use super::{Effect, Event, Inner, Machine};
 use crate::launch::AttemptId;
-use crate::model::RunInfo;
+use crate::model::{RunInfo, RunState};
 
 /// Maximum number of events that are applied before their records are written: a burst of them costs one transaction.
 const MAX_BATCH: usize = 512;
@@ -123,6 +123,9 @@ impl Drive {
         }
         if let Some((state, _)) = &finished {
             self.tracked.run_ended(*state);
+            if *state == RunState::Succeeded {
+                tokio::spawn(self.inner.launcher.release(Arc::clone(&self.run)));
+            }
         }
         finished.is_some()
     }

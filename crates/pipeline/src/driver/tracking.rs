@@ -7,8 +7,10 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{Inner, TaskRecord};
+use crate::engine::TaskKind;
 use crate::entity::Run;
-use crate::model::{Launch, RunInfo, RunState};
+use crate::launch::AttemptId;
+use crate::model::{Launch, RunInfo, RunState, TaskState};
 use crate::tracker::Tracker;
 
 /// Maximum number of tasks that are passed on at the same time.
@@ -49,7 +51,7 @@ pub(super) fn begin(inner: &Arc<Inner>, run: &Run, info: Arc<RunInfo>, experimen
     let (sender, mut news) = mpsc::unbounded_channel();
     let experiment: Arc<str> = experiment.into();
     let tracked = Tracked { news: sender, tracker: Arc::clone(&inner.tracker), experiment: Arc::clone(&experiment) };
-    let tracker = Arc::clone(&inner.tracker);
+    let (tracker, launcher) = (Arc::clone(&inner.tracker), Arc::clone(&inner.launcher));
     let parameters: Vec<(String, Value)> = run.config.parameters.clone().into_iter().collect();
     tokio::spawn(async move {
         tracker.run_started(&info, &experiment, &parameters).await;
@@ -65,11 +67,29 @@ pub(super) fn begin(inner: &Arc<Inner>, run: &Run, info: Arc<RunInfo>, experimen
                 }
             }
             // Together, so that they share the cost of a commit.
-            join_all(ended.iter().map(|record| tracker.task_ended(&info, &experiment, record))).await;
+            let record_end = async |record: &TaskRecord| {
+                let tracked = match executed(&info, record) {
+                    Some(attempt) => launcher.tracked(attempt).await,
+                    None => None,
+                };
+                tracker.task_ended(&info, &experiment, record, tracked).await;
+            };
+            join_all(ended.iter().map(|record| record_end(record))).await;
             if let Some(state) = state {
                 tracker.run_changed(&info, state).await;
             }
         }
     });
     tracked
+}
+
+/// The last attempt of a task; `None` if it executed none in this run.
+fn executed(run: &RunInfo, record: &TaskRecord) -> Option<AttemptId> {
+    let executes = record.kind == TaskKind::Container && record.state != TaskState::Cached && record.attempt > 0;
+    executes.then(|| AttemptId {
+        namespace: run.namespace.clone(),
+        run_id: run.run_id.clone(),
+        path: record.path.clone(),
+        attempt: record.attempt,
+    })
 }

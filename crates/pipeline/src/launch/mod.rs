@@ -1,17 +1,21 @@
 //! The seam to what executes tasks: processes of this machine, or pods.
 
+pub(crate) mod buckets;
 mod claims;
 pub(crate) mod content;
 pub mod local;
 pub mod pods;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use slipway_exec::LogStream;
 
 use crate::error::Error;
-use crate::model::{Artifact, Launch, Outcome, Outputs, TaskPath};
+use crate::model::{Artifact, Launch, Outcome, Outputs, RunInfo, TaskPath};
 
 /// Content of an artifact, in pieces.
 pub type ArtifactStream = BoxStream<'static, Result<Bytes, Error>>;
@@ -49,6 +53,10 @@ pub trait Launcher: std::fmt::Debug + Send + Sync {
     fn stop(&self, attempt: AttemptId) -> BoxFuture<'static, ()>;
     /// What the attempt wrote to standard output and standard error, until its end if `follow`.
     fn log(&self, attempt: AttemptId, follow: bool) -> BoxFuture<'static, Result<LogStream, Error>>;
+    /// Id of the tracked run of an attempt, if the executor behind this launcher tracks attempts itself.
+    fn tracked(&self, _attempt: AttemptId) -> BoxFuture<'static, Option<String>> {
+        async { None }.boxed()
+    }
     /// Whether artifacts can be kept below a root that the author of a pipeline chose, who may not know this installation. Otherwise they are
     /// kept below the root of the server.
     fn reaches(&self, _root: &str) -> bool {
@@ -58,6 +66,10 @@ pub trait Launcher: std::fmt::Debug + Send + Sync {
     fn has(&self, outputs: Outputs) -> BoxFuture<'static, bool>;
     /// The content of an artifact that a task of this launcher made, for a caller who may read those of this namespace. [`Error::NotFound`] if it has none, as one that is a folder.
     fn read(&self, namespace: String, artifact: Artifact) -> BoxFuture<'static, Result<ArtifactStream, Error>>;
+    /// Deletes what a run that succeeded needs no more. Best effort: [`Launcher::forget`] deletes the rest.
+    fn release(&self, _run: Arc<RunInfo>) -> BoxFuture<'static, ()> {
+        async {}.boxed()
+    }
     /// Deletes what is kept of the attempts of a run: logs and working folders.
     fn forget(&self, namespace: String, run_id: String) -> BoxFuture<'static, Result<(), Error>>;
 }
@@ -74,6 +86,12 @@ pub(crate) fn file_name(text: &str) -> String {
         .collect();
     let name = name.trim_start_matches('.');
     if name.is_empty() { "-".to_owned() } else { name.to_owned() }
+}
+
+/// The name of the file or folder at a URI.
+pub(crate) fn file_at(uri: &str) -> String {
+    let path = uri.split(['?', '#']).next().unwrap_or_default();
+    file_name(path.trim_end_matches('/').rsplit('/').next().unwrap_or_default())
 }
 
 /// The last bytes of a text, from the start of a line where possible.

@@ -28,6 +28,7 @@ pub const MIGRATION: Migration = Migration {
         include_str!("../../migrations/001_pipelines.sql"),
         include_str!("../../migrations/002_steps.sql"),
         include_str!("../../migrations/003_owners.sql"),
+        include_str!("../../migrations/004_workers.sql"),
     ],
 };
 

@@ -13,6 +13,17 @@ pub(crate) struct StepRow {
     pub(crate) step: String,
     /// How the program ended; `None` until the pod has delivered it.
     pub(crate) outcome: Option<Outcome>,
+    /// The worker that executes it, or has executed it.
+    pub(crate) worker: Option<Worker>,
+}
+
+/// An attempt of a worker of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Worker {
+    /// Name of the executor's run.
+    pub(crate) run: String,
+    /// Number of the run's attempt, from 1.
+    pub(crate) attempt: u32,
 }
 
 /// Records a step before its pod is created. Does nothing if it is recorded.
@@ -27,12 +38,15 @@ pub(crate) fn insert(c: &Connection, namespace: &str, name: &str, run_id: &str, 
 /// The step of a pod; `None` if it is not recorded.
 pub(crate) fn find(c: &Connection, namespace: &str, name: &str) -> Result<Option<StepRow>, Error> {
     Ok(c.first(
-        "SELECT step, outcome FROM pipeline_steps WHERE namespace = ?1 AND name = ?2",
+        "SELECT step, outcome, worker, worker_attempt FROM pipeline_steps WHERE namespace = ?1 AND name = ?2",
         params![namespace, name],
         |row| {
             let outcome: Option<String> = row.get(1)?;
+            let worker =
+                Some(Worker { run: row.get(2)?, attempt: row.get(3)? }).filter(|worker| !worker.run.is_empty());
             // The column is written by `set_outcome` below, so it can be read, except in a database that was edited by hand.
-            Ok(StepRow { step: row.get(0)?, outcome: outcome.and_then(|text| serde_json::from_str(&text).ok()) })
+            let outcome = outcome.and_then(|text| serde_json::from_str(&text).ok());
+            Ok(StepRow { step: row.get(0)?, outcome, worker })
         },
     )?)
 }
@@ -52,6 +66,34 @@ pub(crate) fn set_outcome(c: &Connection, namespace: &str, name: &str, outcome: 
         params![namespace, name, step, to_json(outcome)],
     )?;
     Ok(())
+}
+
+/// Gives a step that waits to a worker. Returns whether it was waiting.
+pub(crate) fn assign(c: &Connection, namespace: &str, name: &str, worker: &Worker) -> Result<bool, Error> {
+    let changed = c.execute(
+        "UPDATE pipeline_steps SET worker = ?3, worker_attempt = ?4 WHERE namespace = ?1 AND name = ?2 AND worker = '' AND outcome IS NULL",
+        params![namespace, name, worker.run, worker.attempt],
+    )?;
+    Ok(changed == 1)
+}
+
+/// Takes a step away from a worker that is lost, unless its outcome is known.
+pub(crate) fn release(c: &Connection, namespace: &str, name: &str, worker: &Worker) -> Result<(), Error> {
+    c.execute(
+        "UPDATE pipeline_steps SET worker = '', worker_attempt = 0
+         WHERE namespace = ?1 AND name = ?2 AND worker = ?3 AND worker_attempt = ?4 AND outcome IS NULL",
+        params![namespace, name, worker.run, worker.attempt],
+    )?;
+    Ok(())
+}
+
+/// The name of the step that a worker was given and that has no outcome.
+pub(crate) fn held_by(c: &Connection, namespace: &str, worker: &Worker) -> Result<Option<String>, Error> {
+    Ok(c.first(
+        "SELECT name FROM pipeline_steps WHERE namespace = ?1 AND worker = ?2 AND worker_attempt = ?3 AND outcome IS NULL",
+        params![namespace, worker.run, worker.attempt],
+        |row| row.get(0),
+    )?)
 }
 
 /// Namespaces and names of the steps of a run.

@@ -8,6 +8,7 @@ use crate::entity::Run;
 use crate::ir::read::Document;
 use crate::model::RunInfo;
 use crate::repo;
+use crate::workspace::claim_spec;
 
 /// A run with its specification.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ impl RunContext {
             pipeline_name: run.pipeline_name.clone(),
             pipeline_root: root.to_owned(),
             service_account: run.service_account.clone(),
+            // An invalid one is refused when its pipeline is uploaded.
+            workspace: document.pipeline_config.workspace.as_ref().and_then(|found| claim_spec(found).ok()),
             created_at: run.created_at,
             scheduled_at: run.scheduled_at,
         };

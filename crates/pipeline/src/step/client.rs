@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
-use reqwest::{Body, Method, Response, Url};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Body, Method, RequestBuilder, Response, Url};
 use ring::digest::{Context, SHA256};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -18,6 +19,7 @@ use super::Server;
 use crate::launch::content;
 use crate::launch::pods::artifacts::Files;
 use crate::launch::pods::http::{MAX_OUTCOME_BYTES, Order, Received};
+use crate::launch::pods::pool::{Next, Report};
 use crate::model::Outcome;
 
 /// How long a request is repeated.
@@ -58,6 +60,11 @@ fn cause(error: reqwest::Error) -> Fault {
     Fault::Temporary(inner.to_string())
 }
 
+async fn parsed<T: DeserializeOwned>(response: Response) -> Result<T, Fault> {
+    let bytes = response.bytes().await.map_err(cause)?;
+    serde_json::from_slice(&bytes).map_err(|error| Fault::Permanent(format!("the response is malformed: {error}")))
+}
+
 impl Client {
     pub(super) fn new(server: &Server) -> Result<Self, String> {
         let invalid = |reason: String| format!("the control plane {}: {reason}", server.url);
@@ -72,16 +79,27 @@ impl Client {
             .no_proxy()
             .build()
             .map_err(|error| invalid(error.to_string()))?;
-        let base = format!("{}/api/v1/pipelines/step/", server.url.trim_end_matches('/'));
+        let base = format!("{}/api/v1/pipelines/", server.url.trim_end_matches('/'));
         let base = Url::parse(&base).map_err(|error| invalid(error.to_string()))?;
         Ok(Self { http, base, token: server.token.clone() })
     }
 
     /// What this pod is to do.
     pub(super) async fn order(&self) -> Result<Order, String> {
-        let mut url = self.base.clone();
-        url.path_segments_mut().map_err(|()| "the URL of the control plane has no path")?.pop_if_empty();
+        let url = self.url(&["step"], "");
         self.repeated(async || self.json(&url).await).await
+    }
+
+    /// What the worker in this pod is to do next.
+    pub(super) async fn next(&self, report: &Report) -> Result<Next, String> {
+        let body = serde_json::to_vec(report).map_err(|error| error.to_string())?;
+        let url = self.url(&["worker", "next"], "");
+        let response = async || {
+            let mut request = self.request(Method::POST, &url).header(CONTENT_TYPE, "application/json");
+            request = request.body(body.clone());
+            parsed(self.response(request).await?).await
+        };
+        self.repeated(response).await
     }
 
     /// Delivers how the program ended.
@@ -93,17 +111,17 @@ impl Client {
                 "the outputs of the step have {size} bytes; the limit is {MAX_OUTCOME_BYTES}. Pass large values on as an artifact"
             ));
         }
-        let url = self.url(&["outcome"], "");
+        let url = self.url(&["step", "outcome"], "");
         self.repeated(async || self.send(Method::POST, &url, Some(body.clone().into())).await.map(drop)).await
     }
 
     /// Fetches an input artifact to a path.
     pub(super) async fn fetch(&self, name: &str, index: usize, path: &Path) -> Result<(), String> {
         let index = index.to_string();
-        let url = self.url(&["inputs", name, &index], "");
+        let url = self.url(&["step", "inputs", name, &index], "");
         let files: Files = self.repeated(async || self.json(&url).await).await?;
         if files.is_file {
-            let url = self.url(&["inputs", name, &index, "file"], "");
+            let url = self.url(&["step", "inputs", name, &index, "file"], "");
             return self.repeated(async || self.fetch_file(&url, path).await).await;
         }
         tokio::fs::create_dir_all(path).await.map_err(|error| error.to_string())?;
@@ -111,7 +129,7 @@ impl Client {
             if file.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
                 return Err(format!("it has a file '{file}' outside of its folder"));
             }
-            let url = self.url(&["inputs", name, &index, "file"], file);
+            let url = self.url(&["step", "inputs", name, &index, "file"], file);
             self.repeated(async || self.fetch_file(&url, &path.join(file)).await).await?;
         }
         Ok(())
@@ -123,13 +141,13 @@ impl Client {
         for file in content::files(path).map_err(|error| error.to_string())? {
             let relative = file.strip_prefix(path).unwrap_or(Path::new(""));
             let relative = relative.to_str().ok_or_else(|| format!("the name of {} is not UTF-8", file.display()))?;
-            let url = self.url(&["outputs", name, &index, "file"], relative);
+            let url = self.url(&["step", "outputs", name, &index, "file"], relative);
             self.repeated(async || self.send_file(&url, &file).await).await?;
         }
         Ok(())
     }
 
-    /// The URL of a path below that of the step; `file` is a path in the folder of an artifact, or empty.
+    /// The URL of a path below that of pipelines; `file` is a path in the folder of an artifact, or empty.
     fn url(&self, segments: &[&str], file: &str) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -160,10 +178,19 @@ impl Client {
     }
 
     async fn send(&self, method: Method, url: &Url, body: Option<Body>) -> Result<Response, Fault> {
-        let mut request = self.http.request(method, url.clone()).bearer_auth(&self.token);
+        let mut request = self.request(method, url);
         if let Some(body) = body {
             request = request.body(body);
         }
+        self.response(request).await
+    }
+
+    fn request(&self, method: Method, url: &Url) -> RequestBuilder {
+        self.http.request(method, url.clone()).bearer_auth(&self.token)
+    }
+
+    /// The response to a request that was successful.
+    async fn response(&self, request: RequestBuilder) -> Result<Response, Fault> {
         let response = request.send().await.map_err(cause)?;
         let status = response.status();
         if status.is_success() {
@@ -179,8 +206,7 @@ impl Client {
     }
 
     async fn json<T: DeserializeOwned>(&self, url: &Url) -> Result<T, Fault> {
-        let bytes = self.send(Method::GET, url, None).await?.bytes().await.map_err(cause)?;
-        serde_json::from_slice(&bytes).map_err(|error| Fault::Permanent(format!("the response is malformed: {error}")))
+        parsed(self.send(Method::GET, url, None).await?).await
     }
 
     async fn fetch_file(&self, url: &Url, path: &Path) -> Result<(), Fault> {
@@ -201,8 +227,7 @@ impl Client {
         let digest = Arc::clone(&sent);
         let pieces = content::pieces(file).inspect_ok(move |piece| digest.lock().update(piece));
         let response = self.send(Method::PUT, url, Some(Body::wrap_stream(pieces))).await?;
-        let received: Received = serde_json::from_slice(&response.bytes().await.map_err(cause)?)
-            .map_err(|error| Fault::Permanent(format!("the response is malformed: {error}")))?;
+        let received: Received = parsed(response).await?;
         let sent = hex::encode(sent.lock().clone().finish().as_ref());
         if sent == received.sha256 {
             return Ok(());

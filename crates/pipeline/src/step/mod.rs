@@ -1,32 +1,39 @@
 //! The program in the pod of a step (`slipway pipeline step`): fetches the inputs, executes the user's program, and delivers the outputs.
-//! It talks to the control plane with the token of its attempt, so that no pod needs credentials of a bucket.
+//! It talks to the control plane with the token of its attempt, so that only pods whose inputs are in other buckets need credentials.
 //!
 //! | module | contents |
 //! |---|---|
 //! | `client` | requests to the control plane, which are repeated while it is away |
 //! | [`install`] | copies this program into the pod |
+//! | [`worker`] | executes the steps of several tasks one after the other |
 
 mod client;
 pub mod install;
+pub mod worker;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
+use slipway_store::Limits;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::client::Client;
 use crate::executor_input::read_outputs;
+use crate::launch::buckets::{self, Buckets};
 use crate::launch::content::seal;
 use crate::launch::pods::artifacts::uri;
 use crate::launch::pods::http::Order;
-use crate::launch::pods::step::Step;
+use crate::launch::pods::step::{FOLDER, Step};
 use crate::model::{Artifact, Failure, Outcome, Outputs};
 
 /// Maximum bytes of an artifact whose digest is computed.
 const DIGEST_LIMIT: u64 = 4 << 30;
+/// How a pod gets credentials for buckets.
+const REMEDY: &str =
+    "put them into the secret slipway-buckets of the namespace, or give the run a service account that has access";
 /// Exit code of a step that failed for a reason that is not the program's.
 const FAILED: i32 = 1;
 /// Exit codes of a shell for a program that cannot be started.
@@ -56,7 +63,8 @@ pub async fn execute(server: &Server) -> Result<i32, String> {
         Order::Execute { step, outputs } => (step, outputs),
         Order::Done => return Ok(0),
     };
-    let execution = Execution { client, step: *step, outputs };
+    let buckets = Buckets::new(Path::new(FOLDER).join("copies"), Limits::default(), REMEDY);
+    let execution = Execution { client, buckets, step: *step, outputs };
     execution.fetch_inputs().await?;
     execution.create_folders().map_err(|error| format!("creating the folders of the step: {error}"))?;
     let stopped = AtomicBool::new(false);
@@ -67,10 +75,7 @@ pub async fn execute(server: &Server) -> Result<i32, String> {
             return Ok(NOT_STARTED);
         }
     };
-    let code = ended.code().unwrap_or_else(|| {
-        use std::os::unix::process::ExitStatusExt;
-        SIGNALLED + ended.signal().unwrap_or(0)
-    });
+    let code = code_of(ended);
     if code != 0 && stopped.load(Ordering::Acquire) {
         // The pod is being deleted: whether that is a cancellation or a disruption is known outside only.
         return Ok(code);
@@ -81,6 +86,12 @@ pub async fn execute(server: &Server) -> Result<i32, String> {
     Ok(if code == 0 && !matches!(outcome, Outcome::Succeeded(_)) { FAILED } else { code })
 }
 
+/// The exit code of a program, as a shell has it.
+fn code_of(ended: ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    ended.code().unwrap_or_else(|| SIGNALLED + ended.signal().unwrap_or(0))
+}
+
 fn exited(code: i32) -> Outcome {
     let message = format!("the program exited with code {code}");
     Outcome::Failed(Failure { message, exit_code: Some(code), is_permanent: false })
@@ -88,6 +99,7 @@ fn exited(code: i32) -> Outcome {
 
 struct Execution {
     client: Client,
+    buckets: Buckets,
     step: Step,
     /// What the URIs of output artifacts begin with.
     outputs: String,
@@ -98,7 +110,12 @@ impl Execution {
         for (name, artifacts) in &self.step.inputs.artifacts {
             let places = self.step.paths.input_artifacts.get(name).map(Vec::as_slice).unwrap_or_default();
             for (index, (artifact, place)) in artifacts.iter().zip(places).enumerate() {
-                let fetched = self.client.fetch(name, index, Path::new(&place.path)).await;
+                let path = Path::new(&place.path);
+                let fetched = if buckets::is_remote(&artifact.uri) {
+                    self.buckets.fetch(&artifact.uri, path).await
+                } else {
+                    self.client.fetch(name, index, path).await
+                };
                 fetched.and_then(|()| verify(artifact, &place.path)).map_err(|reason| {
                     format!("the input artifact '{name}', {}, cannot be fetched: {reason}", artifact.uri)
                 })?;

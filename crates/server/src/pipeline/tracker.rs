@@ -17,6 +17,7 @@ use slipway_track::service::{ATTEMPTS_TAG, NAMESPACE_TAG, NewRun};
 use slipway_track::{Error, ErrorCode, Tracking};
 
 use crate::auth::RunStates;
+use crate::tracker::PARENT_TAG;
 
 /// The tag with the id of a run of a pipeline.
 const RUN_TAG: &str = "slipway.pipeline.run";
@@ -24,8 +25,6 @@ const RUN_TAG: &str = "slipway.pipeline.run";
 const TASK_TAG: &str = "slipway.pipeline.task";
 /// The beginning of the tags with the URIs of artifacts; the name of the output follows.
 const ARTIFACT_TAG: &str = "slipway.artifact.";
-/// The tag with which MLflow's UI shows a run below another one.
-const PARENT_TAG: &str = "mlflow.parentRunId";
 /// Types of artifacts whose numeric metadata are metrics.
 const METRICS_TYPE: &str = "system.Metrics";
 /// Type of artifacts that are data sets.
@@ -109,6 +108,11 @@ fn dataset(name: &str, artifact: &Artifact) -> DatasetInput {
     DatasetInput { tags: vec![tag("mlflow.data.context", "input")], dataset: Some(dataset) }
 }
 
+/// The tags that link a tracked run to its task.
+fn of_task(run: &RunInfo, path: &TaskPath) -> Vec<KeyValue> {
+    vec![tag(RUN_TAG, &run.run_id), tag(TASK_TAG, &path.0)]
+}
+
 impl PipelineTracker {
     pub(crate) fn new(tracking: Tracking, isolated: bool) -> Self {
         Self { tracking, isolated, active: Mutex::default() }
@@ -175,23 +179,34 @@ impl PipelineTracker {
     /// Creates the tracked run of a task; does nothing if it exists.
     async fn create_task(
         &self,
+        id: String,
         run: &RunInfo,
         experiment: &str,
         path: &TaskPath,
         start_time: i64,
     ) -> Result<bool, Error> {
         let parent = tracked_id(&run.run_id, None);
-        let tags = vec![tag(PARENT_TAG, parent), tag(RUN_TAG, &run.run_id), tag(TASK_TAG, &path.0)];
-        self.create(tracked_id(&run.run_id, Some(path)), run, experiment, &path.0, start_time, tags).await
+        let mut tags = of_task(run, path);
+        tags.push(tag(PARENT_TAG, parent));
+        self.create(id, run, experiment, &path.0, start_time, tags).await
     }
 
-    async fn end_task(&self, run: &RunInfo, experiment: &str, task: &TaskRecord) -> Result<(), Error> {
+    /// `tracked` is the id of the tracked run that the executor has made for the task's last attempt, if it has.
+    async fn end_task(
+        &self,
+        run: &RunInfo,
+        experiment: &str,
+        task: &TaskRecord,
+        tracked: Option<String>,
+    ) -> Result<(), Error> {
         let executes = matches!(task.kind, TaskKind::Container | TaskKind::Importer);
         if !executes || task.state == TaskState::Skipped {
             return Ok(());
         }
-        let id = tracked_id(&run.run_id, Some(&task.path));
-        self.active.lock().remove(&id);
+        let own_id = tracked_id(&run.run_id, Some(&task.path));
+        self.active.lock().remove(&own_id);
+        let name = tracked.is_some().then(|| task.path.0.clone());
+        let id = tracked.unwrap_or(own_id);
         let end = task.finished_at.unwrap_or_else(now_ms);
         let start = task.started_at.unwrap_or(end);
         let mut values = parameters(task.inputs.parameters.iter());
@@ -199,7 +214,8 @@ impl PipelineTracker {
         let logged = self.tracking.run(&id).ok().map(|run| run.data.params);
         values.retain(|value| !logged.iter().flatten().any(|known| known.key == value.key));
         // The number of attempts marks the end of the task: tokens of a run that has it are invalid.
-        let mut tags = vec![tag(ATTEMPTS_TAG, task.attempt.to_string())];
+        let mut tags = of_task(run, &task.path);
+        tags.push(tag(ATTEMPTS_TAG, task.attempt.to_string()));
         for (name, artifacts) in &task.outputs.artifacts {
             for artifact in artifacts {
                 tags.push(tag(format!("{ARTIFACT_TAG}{name}"), &artifact.uri));
@@ -220,7 +236,7 @@ impl PipelineTracker {
         let create = async {
             match logged {
                 Some(_) => Ok(()),
-                None => self.create_task(run, experiment, &task.path, start).await.map(drop),
+                None => self.create_task(id.clone(), run, experiment, &task.path, start).await.map(drop),
             }
         };
         let log = self.tracking.log_batch(id.clone(), metrics(task, end), values, tags);
@@ -230,7 +246,7 @@ impl PipelineTracker {
             }
             self.tracking.log_inputs(id.clone(), datasets, Vec::new()).await
         };
-        let finish = self.tracking.update_run(id.clone(), Some(status.into()), Some(end), None);
+        let finish = self.tracking.update_run(id.clone(), Some(status.into()), Some(end), name);
         let (created, logged, inputs, finished) = join4(create, log, log_inputs, finish).await;
         created.and(logged).and(inputs).and(finished.map(drop))
     }
@@ -274,8 +290,14 @@ impl Tracker for PipelineTracker {
         self.active.lock().insert(tracked_id(&launch.run.run_id, Some(&launch.path)), active);
     }
 
-    fn task_ended<'a>(&'a self, run: &'a RunInfo, experiment: &'a str, task: &'a TaskRecord) -> BoxFuture<'a, ()> {
-        Box::pin(async move { logged(run, self.end_task(run, experiment, task).await) })
+    fn task_ended<'a>(
+        &'a self,
+        run: &'a RunInfo,
+        experiment: &'a str,
+        task: &'a TaskRecord,
+        tracked: Option<String>,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move { logged(run, self.end_task(run, experiment, task, tracked).await) })
     }
 
     fn run_changed<'a>(&'a self, run: &'a RunInfo, state: RunState) -> BoxFuture<'a, ()> {
@@ -290,7 +312,8 @@ impl RunStates for PipelineTracker {
         let Some(active) = active else { return RunStates::current_attempt(&self.tracking, run_id) };
         Box::pin(async move {
             let Active { run, experiment, path, attempt, started_at } = active;
-            let created = self.create_task(&run, &experiment, &path, started_at).await;
+            let id = tracked_id(&run.run_id, Some(&path));
+            let created = self.create_task(id, &run, &experiment, &path, started_at).await;
             created.map(|_| Some(attempt)).map_err(|error| error.to_string())
         })
     }

@@ -93,6 +93,9 @@ pub(crate) enum Pipeline {
         /// Copy this program to a folder, for pods with other images
         #[arg(long, value_name = "FOLDER")]
         install: Option<PathBuf>,
+        /// Execute the steps of several tasks, one after the other, until none is left
+        #[arg(long, conflicts_with = "install")]
+        worker: bool,
     },
 }
 

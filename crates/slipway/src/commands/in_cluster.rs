@@ -73,7 +73,9 @@ impl Kubernetes for InCluster {
 
     fn image(&self) -> Option<Image> {
         let pull_policy = env::value(env::IMAGE_PULL_POLICY).unwrap_or_else(|| "IfNotPresent".into());
-        Some(Image { name: env::value(env::IMAGE)?, pull_policy })
+        let pull_secrets = env::value(env::IMAGE_PULL_SECRETS).unwrap_or_default();
+        let pull_secrets = pull_secrets.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned);
+        Some(Image { name: env::value(env::IMAGE)?, pull_policy, pull_secrets: pull_secrets.collect() })
     }
 
     fn claims(&self) -> Arc<dyn pods::Claims> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use slipway_core::env;
 use slipway_pipeline::ir::{self, ml_pipelines::component_spec::Implementation};
+use slipway_pipeline::step::worker::Worker;
 use slipway_pipeline::step::{self, install};
 use slipway_pipeline::value;
 
@@ -50,14 +51,14 @@ pub(super) async fn run(context: &Context, verb: Pipeline) -> Result<(), Failure
             diff(context, &of(left).await?, &of(right).await?);
             Ok(())
         }
-        Pipeline::Step { install: Some(folder) } => install::install(&folder)
+        Pipeline::Step { install: Some(folder), .. } => install::install(&folder)
             .map_err(|error| failure(format!("copying slipway to {}: {error}", folder.display()), "pipeline.io")),
-        Pipeline::Step { install: None } => execute_step().await,
+        Pipeline::Step { install: None, worker } => execute_step(worker).await,
     }
 }
 
-/// Executes the step of this pod, and ends with the exit code of its program.
-async fn execute_step() -> Result<(), Failure> {
+/// Executes the step of this pod, or the steps that its worker is given, and ends with the exit code of the program.
+async fn execute_step(is_worker: bool) -> Result<(), Failure> {
     let variable = |name: &str| {
         env::value(name).ok_or_else(|| {
             failure(format!("{name} is not set; this command runs in the pods of pipelines only"), "pipeline.invalid")
@@ -68,7 +69,14 @@ async fn execute_step() -> Result<(), Failure> {
         token: variable("MLFLOW_TRACKING_TOKEN")?,
         authorities: env::value("MLFLOW_TRACKING_SERVER_CERT_PATH").map(PathBuf::from),
     };
-    match step::execute(&server).await {
+    let executed = if is_worker {
+        let worker = Worker::of_this_pod();
+        let worker = worker.map_err(|error| failure(format!("finding slipway's program: {error}"), "pipeline.io"))?;
+        worker.serve(&server).await
+    } else {
+        step::execute(&server).await
+    };
+    match executed {
         Ok(0) => Ok(()),
         Ok(code) => std::process::exit(code),
         Err(reason) => Err(failure(reason, "pipeline.io")),

@@ -94,6 +94,13 @@ spec:
         - {name: SLIPWAY_CONTROLLER, value: apart}
         - {name: SLIPWAY_IMAGE, value: {{ include "slipway.image" $root }}}
         - {name: SLIPWAY_IMAGE_PULL_POLICY, value: {{ $root.Values.image.pullPolicy }}}
+        {{- with $root.Values.imagePullSecrets }}
+        {{- $names := list }}
+        {{- range . }}
+        {{- $names = append $names .name }}
+        {{- end }}
+        - {name: SLIPWAY_IMAGE_PULL_SECRETS, value: {{ join "," $names | quote }}}
+        {{- end }}
         {{- with $server.database.secret }}
         - {name: SLIPWAY_DATABASE, valueFrom: {secretKeyRef: {name: {{ . }}, key: url}}}
         {{- end }}

@@ -4,16 +4,16 @@ use super::super::kfp_kubernetes::KubernetesExecutorConfig;
 use super::super::ml_pipelines::task_inputs_spec::InputParameterSpec;
 use super::super::read::Document;
 use super::Report;
-use crate::condition;
 use crate::platform::{PULL_POLICIES, init_container};
+use crate::{condition, workspace};
 
 pub(super) fn check(document: &Document, report: &mut Report<'_>) {
     for (label, config) in &document.kubernetes {
         check_executor(config, &mut report.at(&["platforms", "kubernetes", "deploymentSpec", "executors", label]));
     }
     let mut pipeline = report.at(&["platforms", "kubernetes", "pipelineConfig"]);
-    if document.pipeline_config.workspace.as_ref().is_some_and(|workspace| workspace.size.is_empty()) {
-        pipeline.fault(&["workspace", "size"], "the workspace has no size");
+    if let Some(Err(fault)) = document.pipeline_config.workspace.as_ref().map(workspace::claim_spec) {
+        pipeline.fault(&fault.path, fault.reason);
     }
 }
 

@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 
 use slipway_core::hex;
 
-use super::buckets;
-use crate::launch::{AttemptId, file_name};
+use crate::launch::{AttemptId, buckets, file_at, file_name};
 use crate::model::{Artifact, Launch};
 use crate::placeholder::{Paths, Place};
 
@@ -124,8 +123,7 @@ fn input_place(name: &str, artifact: &Artifact, copy: &Path) -> Result<Place, St
             artifact.uri
         ));
     }
-    let end = artifact.uri.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/').rsplit('/').next();
-    let path = copy.join(file_name(end.unwrap_or_default()));
+    let path = copy.join(file_at(&artifact.uri));
     let path = path.to_str().ok_or("the folder of pipelines is not UTF-8")?.to_owned();
     Ok(Place { path, uri: artifact.uri.clone() })
 }

@@ -11,13 +11,11 @@
 //! | [`resources`] | processors, memory and accelerators that steps occupy |
 //! | [`variables`] | environment variables of steps |
 //! | [`volumes`] | claims, secrets, config maps and empty folders |
-//! | [`buckets`] | artifacts in buckets: copies of inputs, delivery of outputs |
 //!
 //! An attempt is started once: whoever creates the file `started` in its folder may start the program. Its processes outlive the server;
 //! the next server reads the files of the attempt and waits for its end.
 
 mod attempt;
-mod buckets;
 pub(crate) mod command;
 mod environments;
 mod images;
@@ -47,12 +45,12 @@ use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::executor_input::read_outputs;
+use crate::launch::buckets::{self, Buckets};
 use crate::launch::{ArtifactStream, AttemptId, Launcher, content, end_of};
 use crate::model::{Artifact, Failure, Launch, Outcome, Outputs};
 use crate::placeholder::{Paths, Place};
 
 use attempt::Attempt;
-use buckets::Buckets;
 use environments::Environments;
 pub use images::ImageMapping;
 use resources::Room;
@@ -65,6 +63,8 @@ const STOP_INTERVAL: Duration = Duration::from_millis(20);
 const STOP_SLACK: Duration = Duration::from_secs(5);
 /// The file with the outputs of an attempt after their delivery to a bucket.
 const DELIVERED: &str = "delivered.json";
+/// How the server gets credentials for buckets.
+const REMEDY: &str = "start the server with them";
 /// Maximum bytes of a program's output in the message of a failure.
 const MAX_MESSAGE_BYTES: usize = 2000;
 
@@ -174,7 +174,7 @@ impl LocalLauncher {
         let installers = variables::of_installers(&inherited);
         let (folder, binary) = (settings.environments.clone(), settings.program.clone());
         let environments = Environments::new(folder, settings.max_environments, binary, installers);
-        let buckets = Buckets::new(settings.folder.join("copies"), settings.limits);
+        let buckets = Buckets::new(settings.folder.join("copies"), settings.limits, REMEDY);
         let room = Room::new(settings.concurrency, settings.runs.clone());
         let inner = Inner {
             settings,

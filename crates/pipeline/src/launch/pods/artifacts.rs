@@ -14,9 +14,10 @@ use crate::model::Artifact;
 /// What the URIs of artifacts begin with; a path in the object store follows.
 pub(super) const SCHEME: &str = "slipway-pipelines:/";
 
-/// Where the outputs of one attempt are, as the beginning of their URIs.
-pub(super) fn prefix(namespace: &str, step: &str, pod_attempt: u32, run_id: &str) -> String {
-    format!("{SCHEME}{namespace}/{run_id}/{step}/{pod_attempt}")
+/// Where the outputs of one attempt are, as the beginning of their URIs. `place` distinguishes the pods that execute it one after the other:
+/// the number of the pod, or its worker.
+pub(super) fn prefix(namespace: &str, step: &str, place: &str, run_id: &str) -> String {
+    format!("{SCHEME}{namespace}/{run_id}/{step}/{place}")
 }
 
 /// The URI of an output below a prefix.
@@ -81,7 +82,7 @@ mod tests {
 
     #[test]
     fn uris_lead_to_objects_of_their_own_namespace_only() {
-        let uri = uri(&prefix("team-a", "train-1", 1, "run"), "model", 0);
+        let uri = uri(&prefix("team-a", "train-1", "1", "run"), "model", 0);
         assert_eq!(object_of(&uri, "team-a"), Some("team-a/run/train-1/1/0/model"));
         assert_eq!(object_of(&uri, "team-b"), None);
         for uri in [

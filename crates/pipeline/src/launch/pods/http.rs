@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 
 use super::artifacts::{self, Files};
 use super::step::Step;
-use super::{Inner, PodLauncher};
+use super::{Inner, PodLauncher, pool};
 use crate::error::Error;
 use crate::model::{Artifact, Outcome};
 use crate::repo::steps;
@@ -75,11 +75,12 @@ impl PodLauncher {
             .get("/api/v1/pipelines/step/inputs/{name}/{index}/file", access, send_input)
             .put("/api/v1/pipelines/step/outputs/{name}/{index}/file", access, receive_output)
             .with_state(Arc::clone(&self.inner))
+            .merge(pool::routes(&self.inner))
     }
 }
 
 /// An error as a response.
-struct Refused(Error);
+pub(super) struct Refused(Error);
 
 impl<E: Into<Error>> From<E> for Refused {
     fn from(error: E) -> Self {
@@ -102,22 +103,26 @@ impl IntoResponse for Refused {
     }
 }
 
-fn run_of(caller: &Caller) -> Result<&RunIdentity, Error> {
+pub(super) fn run_of(caller: &Caller) -> Result<&RunIdentity, Error> {
     caller.run().ok_or_else(|| Error::Forbidden("only the pod of a step may use this route".into()))
 }
 
 /// The step of the caller and how it ended, if it has.
 async fn find(inner: &Inner, caller: &Caller) -> Result<(Order, RunIdentity), Error> {
     let run = run_of(caller)?.clone();
-    let (namespace, name) = (run.namespace.clone(), run.name.clone());
+    let (name, worker) = pool::step_of(&run.name);
+    let (namespace, name) = (run.namespace.clone(), name.to_owned());
     let found = inner.database.read(move |c| steps::find(c, &namespace, &name)).await?;
     let row = found.ok_or_else(|| Error::NotFound(format!("run '{}' is not a step of a pipeline", run.name)))?;
+    if !pool::is_current(worker, &row) {
+        return Err(Error::Forbidden("the step is not executed by this worker any more".into()));
+    }
     if matches!(row.outcome, Some(Outcome::Succeeded(_))) {
         return Ok((Order::Done, run));
     }
-    let step: Step = serde_json::from_str(&row.step)
-        .map_err(|error| Error::Conflict(format!("the step was recorded by another version: {error}")))?;
-    let outputs = artifacts::prefix(&run.namespace, &run.name, run.attempt, step.run_id());
+    let step = Step::parse(&row.step)?;
+    let place = worker.map_or_else(|| run.attempt.to_string(), str::to_owned);
+    let outputs = artifacts::prefix(&run.namespace, pool::step_of(&run.name).0, &place, step.run_id());
     Ok((Order::Execute { step: Box::new(step), outputs }, run))
 }
 
@@ -223,7 +228,8 @@ async fn deliver(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<StatusCode, Refused> {
-    let run = run_of(&caller)?;
+    // Refuses a worker that has lost the step.
+    let (_, run) = find(&inner, &caller).await?;
     let outcome = receive(request).await?;
     if let Outcome::Succeeded(outputs) = &outcome {
         let is_foreign = |artifact: &&Artifact| {
@@ -233,7 +239,7 @@ async fn deliver(
             return Err(Error::Invalid(format!("{} is not an artifact of this namespace", artifact.uri)).into());
         }
     }
-    let key = (run.namespace.clone(), run.name.clone());
+    let key = (run.namespace.clone(), pool::step_of(&run.name).0.to_owned());
     let (namespace, name) = key.clone();
     inner.database.write(move |c| steps::set_outcome(c, &namespace, &name, &outcome)).await?;
     if let Some(active) = inner.active(&key) {

@@ -5,23 +5,25 @@ use slipway_core::ids;
 use slipway_exec::Manifest;
 use slipway_exec::manifest::{PARENT_RUN, VolumeMount};
 
-use super::Settings;
 use super::step::FOLDER;
-use crate::launch::{AttemptId, file_name};
-use crate::model::Launch;
+use super::{Settings, volumes};
+use crate::launch::{AttemptId, buckets, file_name};
+use crate::model::{Launch, RunInfo};
 use crate::platform::PodSettings;
 use crate::tracker::tracked_id;
 
 /// Name of the volume with slipway's program and the files of the step, and of the init container that fills it.
 const STEP: &str = "slipway-step";
 /// Label with the id of the run of the pipeline.
-const RUN_LABEL: &str = "slipway.dev/pipeline-run";
+pub(super) const RUN_LABEL: &str = "slipway.dev/pipeline-run";
 /// Annotation with the path of the task.
 const TASK_ANNOTATION: &str = "slipway.dev/pipeline-task";
 /// Maximum characters of a task's name in the name of its pod.
 const MAX_TASK_CHARS: usize = 30;
 /// Seconds after the end of a step until its pod, and with it its log, is deleted: one day.
 const TTL_SECONDS: u32 = 24 * 3600;
+/// Secret of a namespace with credentials for the buckets that its pipelines import from, as environment variables.
+const CREDENTIALS: &str = "slipway-buckets";
 /// A user without privileges, for the init container.
 const USER: u32 = 65532;
 
@@ -36,46 +38,85 @@ pub(super) fn name(id: &AttemptId) -> String {
     }
 }
 
-/// The manifest of an attempt.
+/// The settings of a task's pod with what its inputs need: the workspace of the run, and credentials for buckets.
 ///
 /// # Errors
 /// The settings are not valid.
-pub(super) fn manifest(launch: &Launch, name: &str, pod: PodSettings, settings: &Settings) -> Result<Manifest, String> {
+pub(super) fn completed(launch: &Launch, mut pod: PodSettings) -> Result<PodSettings, String> {
     if pod.spec.image.as_deref().is_none_or(str::is_empty) {
         return Err(format!("task '{}' has no image", launch.path));
     }
     if pod.uses_workspace {
-        return Err(format!(
-            "task '{}' uses the workspace of the run, which is not supported in a cluster; mount a volume instead",
-            launch.path
-        ));
+        volumes::mount_workspace(&mut pod.spec, &launch.run)
+            .map_err(|reason| format!("task '{}': {reason}", launch.path))?;
     }
-    let mut run = Manifest::new(name, settings.program.iter().map(String::as_str).chain(["pipeline", "step"]));
-    let command = std::mem::take(&mut run.spec.command);
+    if launch.inputs.artifacts.values().flatten().any(|artifact| buckets::is_bucket(&artifact.uri)) {
+        pod.spec.env_from.push(json!({ "secretRef": { "name": CREDENTIALS, "optional": true } }));
+    }
+    Ok(pod)
+}
+
+/// The run of an attempt that has a pod of its own. `pod` is [`completed`].
+///
+/// # Errors
+/// The settings are not valid.
+pub(super) fn of_attempt(
+    launch: &Launch,
+    name: &str,
+    pod: PodSettings,
+    settings: &Settings,
+) -> Result<Manifest, String> {
+    let mut run = manifest(&launch.run, name, pod, &["pipeline", "step"], settings);
     let metadata = &mut run.metadata;
-    metadata.namespace.clone_from(&launch.run.namespace);
-    metadata.labels = pod.labels;
     metadata.labels.insert(RUN_LABEL.into(), launch.run.run_id.clone());
     metadata.annotations.insert(TASK_ANNOTATION.into(), launch.path.0.clone());
     metadata.annotations.insert(PARENT_RUN.into(), tracked_id(&launch.run.run_id, None));
+    checked(run)
+}
+
+/// The run of a worker that executes the attempts of several tasks. `pod` is [`completed`].
+///
+/// # Errors
+/// The settings are not valid.
+pub(super) fn of_worker(run: &RunInfo, name: &str, pod: PodSettings, settings: &Settings) -> Result<Manifest, String> {
+    checked(manifest(run, name, pod, &["pipeline", "step", "--worker"], settings))
+}
+
+fn checked(run: Manifest) -> Result<Manifest, String> {
+    run.check().map_err(|error| error.to_string())?;
+    Ok(run)
+}
+
+/// A run whose pod executes slipway's program with these arguments.
+fn manifest(info: &RunInfo, name: &str, pod: PodSettings, arguments: &[&str], settings: &Settings) -> Manifest {
+    let words = settings.program.iter().map(String::as_str).chain(arguments.iter().copied());
+    let mut run = Manifest::new(name, words);
+    let command = std::mem::take(&mut run.spec.command);
+    run.metadata.namespace.clone_from(&info.namespace);
+    run.metadata.labels = pod.labels;
     let spec = &mut run.spec;
     *spec = pod.spec;
     spec.command = command;
     spec.args.clear();
     spec.pod_annotations = pod.annotations;
-    if !launch.run.service_account.is_empty() {
-        spec.service_account_name = Some(launch.run.service_account.clone());
+    if !info.service_account.is_empty() {
+        spec.service_account_name = Some(info.service_account.clone());
     }
     // The engine retries failures. The executor starts a step again only after a disruption.
     spec.backoff_limit = 0;
     spec.ttl_seconds_after_finished = Some(TTL_SECONDS);
+    for name in &settings.pull_secrets {
+        let secret = json!({ "name": name });
+        if !spec.image_pull_secrets.contains(&secret) {
+            spec.image_pull_secrets.push(secret);
+        }
+    }
     spec.volumes.push(json!({ "name": STEP, "emptyDir": {} }));
     let mount = VolumeMount { name: STEP.into(), mount_path: FOLDER.into(), other: std::collections::BTreeMap::new() };
     spec.volume_mounts.push(mount);
     spec.init_containers.push(installer(settings));
     spec.init_containers.extend(pod.init_containers);
-    run.check().map_err(|error| error.to_string())?;
-    Ok(run)
+    run
 }
 
 /// The init container that copies slipway's program into the volume of the step.

@@ -6,6 +6,8 @@
 //! | `manifest` | the run of the executor for an attempt |
 //! | [`artifacts`] | artifacts in the object store |
 //! | `http` | what a pod fetches and delivers |
+//! | `volumes` | claims, and the workspace of a run |
+//! | [`pool`] | workers that execute several small tasks |
 //!
 //! The name of the executor's run follows from the attempt, and what its pod delivers is stored. So a server that was restarted finds every
 //! attempt again, and a step whose success is stored is never executed again. The executor restarts a pod that was disrupted; only a
@@ -14,9 +16,11 @@
 pub(crate) mod artifacts;
 pub(crate) mod http;
 mod manifest;
+pub(crate) mod pool;
 pub(crate) mod step;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,16 +31,17 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use serde_json::Value;
-use slipway_exec::{ExecError, Executor, LogQuery, LogStream, Manifest, Phase, Submitted};
+use slipway_exec::{ExecError, Executor, LogQuery, LogStream, Manifest, Mint, Phase, Submitted};
 use slipway_store::sql::Connection;
 use slipway_store::{Database, Objects};
 use tokio::sync::Notify;
 
+use self::pool::Pools;
 pub use self::step::FOLDER;
 use self::step::Step;
 use super::{ArtifactStream, AttemptId, Launcher, claims};
 use crate::error::Error;
-use crate::model::{Artifact, Failure, Launch, Outcome, Outputs};
+use crate::model::{Artifact, Failure, Launch, Outcome, Outputs, RunInfo};
 use crate::platform::pod_settings;
 use crate::repo::steps;
 
@@ -59,6 +64,8 @@ pub struct Settings {
     pub image: String,
     /// When the image is pulled, as in a container.
     pub pull_policy: String,
+    /// Names of secrets in the namespaces of runs with which images are pulled, in addition to those that a task sets.
+    pub pull_secrets: Vec<String>,
     /// The words that start slipway's program in a pod.
     pub program: Vec<String>,
 }
@@ -85,6 +92,8 @@ struct Inner {
     database: Database,
     objects: Objects,
     settings: Settings,
+    mint: Mint,
+    pools: Pools,
     /// Attempts that a future of this process waits for.
     active: Mutex<HashMap<Key, Weak<Active>>>,
 }
@@ -127,15 +136,18 @@ fn failed(message: String, exit_code: Option<i32>) -> Outcome {
 }
 
 impl PodLauncher {
-    /// Creates the launcher. `objects` are the store of pipelines ([`Objects::pipelines`]).
+    /// Creates the launcher. `objects` are the store of pipelines ([`Objects::pipelines`]); `mint` creates the tokens of steps that workers
+    /// execute.
     pub fn new(
         executor: Arc<dyn Executor>,
         claims: Arc<dyn Claims>,
         database: Database,
         objects: Objects,
         settings: Settings,
+        mint: Mint,
     ) -> Self {
-        Self { inner: Arc::new(Inner { executor, claims, database, objects, settings, active: Mutex::default() }) }
+        let (pools, active) = (Pools::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { executor, claims, database, objects, settings, mint, pools, active }) }
     }
 }
 
@@ -183,8 +195,15 @@ impl Inner {
         if let Some(request) = claims::request(pod.spec.image.as_deref().unwrap_or_default(), launch) {
             return self.change_claim(&request.map_err(permanent)?, launch, active).await;
         }
+        if pod.uses_workspace && !self.create_workspace(launch, active).await? {
+            return Ok(Outcome::Canceled);
+        }
         let step = Step::new(launch).map_err(permanent)?;
-        let manifest = manifest::manifest(launch, &key.1, pod, &self.settings).map_err(permanent)?;
+        let pod = manifest::completed(launch, pod).map_err(permanent)?;
+        if let Some(request) = pool::Request::new(launch, &pod, &step, &self.settings).map_err(permanent)? {
+            return Ok(self.run_in_pool(launch, key, active, &step, &request).await);
+        }
+        let manifest = manifest::of_attempt(launch, &key.1, pod, &self.settings).map_err(permanent)?;
         let mut interval = MIN_INTERVAL;
         loop {
             if active.is_stopped() {
@@ -275,11 +294,32 @@ impl Inner {
         }
     }
 
+    /// The log of a step: that of its pod, or its part of the log of a worker.
+    async fn log(&self, namespace: &str, name: &str, query: LogQuery) -> Result<LogStream, Error> {
+        let (of, step) = (namespace.to_owned(), name.to_owned());
+        let row = self.database.read(move |c| steps::find(c, &of, &step)).await?;
+        let Some(worker) = row.and_then(|row| row.worker) else {
+            return Ok(self.executor.logs(namespace, name, query).await?);
+        };
+        // The lines of a step are not the last ones of its worker.
+        let query = LogQuery { attempt: Some(worker.attempt), follow: query.follow, tail: None };
+        let pieces = self.executor.logs(namespace, &worker.run, query).await?;
+        let part = pool::Part::new(name);
+        let found = futures_util::stream::unfold((pieces, part), |(mut pieces, mut part)| async move {
+            if part.is_over() {
+                return None;
+            }
+            let piece = pieces.next().await?.map(|piece| part.push(&piece));
+            Some((piece, (pieces, part)))
+        });
+        Ok(found.boxed())
+    }
+
     /// A message with the end of the log. Best effort: a message without it is better than none.
     async fn with_log(&self, (namespace, name): &Key, message: String) -> String {
         let query = LogQuery { attempt: None, follow: false, tail: Some(MESSAGE_LINES) };
         let read = async {
-            let mut pieces = self.executor.logs(namespace, name, query).await.ok()?;
+            let mut pieces = self.log(namespace, name, query).await.ok()?;
             let mut log = Vec::new();
             while let Some(Ok(piece)) = pieces.next().await {
                 log.extend_from_slice(&piece);
@@ -307,48 +347,24 @@ impl Inner {
         }
     }
 
-    /// Creates or deletes a claim, which needs no pod.
-    async fn change_claim(
-        &self,
-        request: &claims::Request,
-        launch: &Launch,
-        active: &Active,
-    ) -> Result<Outcome, Failure> {
-        let mut interval = MIN_INTERVAL;
-        loop {
-            if active.is_stopped() {
-                return Ok(Outcome::Canceled);
-            }
-            let namespace = &launch.run.namespace;
-            let done = match request {
-                claims::Request::Create(_) => self.claims.create(request.manifest(namespace)).await,
-                claims::Request::Delete(name) => self.claims.delete(namespace, name).await,
-            };
-            match done {
-                Ok(()) => return Ok(Outcome::Succeeded(request.outputs())),
-                Err(ExecError::Unreachable(reason)) => {
-                    tracing::warn!(namespace, reason, "the volume cannot be changed; retrying");
-                }
-                Err(error) => return Err(permanent(error.to_string())),
-            }
-            active.wait(&mut interval).await;
-        }
-    }
-
     async fn stop(&self, key: &Key) {
         if let Some(active) = self.active(key) {
             active.is_stopped.store(true, Ordering::Release);
             active.changed.notify_one();
             return;
         }
-        match self.executor.cancel(&key.0, &key.1).await {
-            Ok(_) | Err(ExecError::NotFound(_)) => {}
-            Err(error) => tracing::error!(namespace = key.0, step = key.1, %error, "the step cannot be cancelled"),
+        let cancelled = match self.executor.cancel(&key.0, &key.1).await {
+            Err(ExecError::NotFound(_)) => self.cancel_worker(key).await,
+            cancelled => cancelled.map(drop).map_err(Error::from),
+        };
+        if let Err(error) = cancelled {
+            tracing::error!(namespace = key.0, step = key.1, %error, "the step cannot be cancelled");
         }
     }
 
-    /// Deletes the executor's runs of a pipeline run, with their pods and logs.
-    async fn forget(&self, run_id: String) -> Result<(), Error> {
+    /// Deletes the executor's runs of a pipeline run, with their pods and logs, and its workspace.
+    async fn forget(&self, namespace: String, run_id: String) -> Result<(), Error> {
+        self.delete_workspace(&namespace, &run_id).await?;
         let id = run_id.clone();
         for (namespace, name) in self.database.read(move |c| steps::of_run(c, &id)).await? {
             match self.executor.remove(&namespace, &name).await {
@@ -382,8 +398,18 @@ impl Launcher for PodLauncher {
         let inner = Arc::clone(&self.inner);
         async move {
             let (namespace, name) = key(&attempt);
-            let query = LogQuery { attempt: None, follow, tail: None };
-            Ok(inner.executor.logs(&namespace, &name, query).await?)
+            inner.log(&namespace, &name, LogQuery { attempt: None, follow, tail: None }).await
+        }
+        .boxed()
+    }
+
+    fn tracked(&self, attempt: AttemptId) -> BoxFuture<'static, Option<String>> {
+        let inner = Arc::clone(&self.inner);
+        async move {
+            let (namespace, name) = key(&attempt);
+            // Without an answer the task gets a tracked run of its own, which is better than none.
+            let run = inner.executor.get(&namespace, &name).await.ok()?;
+            Some(slipway_exec::tracked_id(&run.manifest.metadata.uid)).filter(|id| !id.is_empty())
         }
         .boxed()
     }
@@ -406,8 +432,13 @@ impl Launcher for PodLauncher {
         async move { artifacts::read(&inner.objects, &namespace, &artifact).await }.boxed()
     }
 
-    fn forget(&self, _namespace: String, run_id: String) -> BoxFuture<'static, Result<(), Error>> {
+    fn release(&self, run: Arc<RunInfo>) -> BoxFuture<'static, ()> {
         let inner = Arc::clone(&self.inner);
-        async move { inner.forget(run_id).await }.boxed()
+        async move { inner.release_workspace(&run).await }.boxed()
+    }
+
+    fn forget(&self, namespace: String, run_id: String) -> BoxFuture<'static, Result<(), Error>> {
+        let inner = Arc::clone(&self.inner);
+        async move { inner.forget(namespace, run_id).await }.boxed()
     }
 }

@@ -5,8 +5,9 @@ use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
 use crate::executor_input::executor_input;
-use crate::launch::file_name;
+use crate::launch::{buckets, file_at, file_name};
 use crate::model::{Inputs, Launch, RunInfo, TaskPath};
 use crate::placeholder::{Paths, Place, container_command};
 
@@ -46,7 +47,7 @@ impl Step {
         command.extend(args);
         if command.is_empty() {
             return Err(format!(
-                "task '{}' has no command; set the command of its component, because the entrypoint of an image is not known here",
+                "task '{}' has no command; set the command of its component, because as in Kubeflow the entrypoint of an image is not used",
                 launch.path
             ));
         }
@@ -63,9 +64,28 @@ impl Step {
         })
     }
 
+    /// A step as it is stored.
+    ///
+    /// # Errors
+    /// It was written by an incompatible version.
+    pub(super) fn parse(text: &str) -> Result<Self, Error> {
+        serde_json::from_str(text)
+            .map_err(|error| Error::Conflict(format!("the step was recorded by another version: {error}")))
+    }
+
     /// Id of the run of the pipeline.
     pub(super) fn run_id(&self) -> &str {
         &self.run.run_id
+    }
+
+    /// The task.
+    pub(super) fn path(&self) -> &TaskPath {
+        &self.path
+    }
+
+    /// Number of the attempt of the task, from 1.
+    pub(super) fn attempt(&self) -> u32 {
+        self.attempt
     }
 
     /// The attempt, without the settings of its pod.
@@ -98,15 +118,15 @@ fn paths(launch: &Launch) -> Result<Paths, String> {
     for (name, list) in &launch.inputs.artifacts {
         let mut places = Vec::new();
         for (index, artifact) in list.iter().enumerate() {
-            if artifacts::object_of(&artifact.uri, &launch.run.namespace).is_none() {
+            let is_stored = artifacts::object_of(&artifact.uri, &launch.run.namespace).is_some();
+            if !is_stored && !buckets::is_remote(&artifact.uri) {
                 return Err(format!(
-                    "the input artifact '{name}' is at {}, which is not among the artifacts of this namespace; download it in a step and \
-                     pass that step's output",
+                    "the input artifact '{name}' is at {}, which is not among the artifacts of this namespace and which a pod cannot \
+                     fetch; it fetches s3://, minio://, gs://, az:// and https://",
                     artifact.uri
                 ));
             }
-            let file = artifact.uri.rsplit('/').next().unwrap_or_default();
-            places.push(place(format!("{FOLDER}/inputs/{}/{index}/{}", file_name(name), file_name(file))));
+            places.push(place(format!("{FOLDER}/inputs/{}/{index}/{}", file_name(name), file_at(&artifact.uri))));
         }
         paths.input_artifacts.insert(name.clone(), places);
     }

@@ -10,13 +10,15 @@ use slipway_exec::status::Attempt;
 use slipway_exec::{ExecFuture, RunStatus};
 use slipway_store::sql::params;
 
+use super::pool::{Ended, Next, Report};
 use super::*;
 use crate::MIGRATION;
 use crate::ir::ml_pipelines::component_outputs_spec::{ArtifactSpec, ParameterSpec};
 use crate::ir::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
 use crate::ir::ml_pipelines::pipeline_deployment_config::{ExecutorSpec, PipelineContainerSpec};
 use crate::ir::ml_pipelines::{ComponentOutputsSpec, ComponentSpec};
-use crate::model::{Inputs, RunInfo, TaskPath};
+use crate::model::{Inputs, TaskPath};
+use crate::proto::kfp_kubernetes::{KubernetesExecutorConfig, PodMetadata};
 use crate::step::{Server, execute};
 
 /// Runs without pods, whose ends the tests decide.
@@ -145,16 +147,35 @@ impl Cluster {
     fn launcher(folder: &Path, runs: &Arc<Runs>) -> PodLauncher {
         let database = Database::open(&folder.join("db"), &[MIGRATION]).unwrap();
         let objects = Objects::open(folder.join("objects")).unwrap();
-        let settings =
-            Settings { image: "slipway:1".into(), pull_policy: "Never".into(), program: vec!["slipway".into()] };
+        let settings = Settings {
+            image: "slipway:1".into(),
+            pull_policy: "Never".into(),
+            pull_secrets: vec!["registry".into()],
+            program: vec!["slipway".into()],
+        };
         let executor: Arc<dyn Executor> = Arc::<Runs>::clone(runs);
-        PodLauncher::new(executor, Arc::<Runs>::clone(runs), database, objects, settings)
+        // As `Names` reads them.
+        let mint: Mint = Arc::new(|request| request.run.clone());
+        PodLauncher::new(executor, Arc::<Runs>::clone(runs), database, objects, settings, mint)
     }
 
     /// Waits until the run of an attempt is submitted, and lets its files be in the folder of this test.
     async fn submitted(&self, launch: &Launch) -> PathBuf {
         let (namespace, name) = key(&launch.into());
         while self.runs.find(&name).is_err() {
+            tokio::task::yield_now().await;
+        }
+        self.recorded(launch).await
+    }
+
+    /// Waits until an attempt is recorded, and lets its files be in the folder of this test.
+    async fn recorded(&self, launch: &Launch) -> PathBuf {
+        let (namespace, name) = key(&launch.into());
+        let find = async || {
+            let (namespace, name) = (namespace.clone(), name.clone());
+            self.launcher.inner.database.read(move |c| steps::find(c, &namespace, &name)).await.unwrap()
+        };
+        while find().await.is_none() {
             tokio::task::yield_now().await;
         }
         let pod = self.folder.path().join(&name);
@@ -257,6 +278,70 @@ async fn outputs_of_a_pod_are_the_inputs_of_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn inputs_in_buckets_need_credentials_of_the_pod() {
+    let cluster = Cluster::new().await;
+    let imported = |uri: &str| {
+        let artifact = Artifact { uri: uri.into(), ..Artifact::default() };
+        Inputs { artifacts: [("i".to_owned(), vec![artifact])].into(), ..Inputs::default() }
+    };
+    let read = launch("read", "true", imported("az://models/a/b.bin?region=x"));
+    let ended = tokio::spawn(cluster.launcher.execute(read.clone()));
+    let refused = cluster.pod(&read).await.unwrap_err();
+    assert!(refused.contains("variables AZURE_*") && refused.contains("slipway-buckets"), "{refused}");
+    let manifest = cluster.runs.find(&key(&(&read).into()).1).unwrap().manifest;
+    assert_eq!(
+        manifest.spec.env_from,
+        [serde_json::json!({ "secretRef": { "name": "slipway-buckets", "optional": true } })]
+    );
+    assert_eq!(manifest.spec.image_pull_secrets, [serde_json::json!({ "name": "registry" })]);
+    assert!(manifest.spec.command.iter().all(|word| !word.contains("az://")));
+    ended.abort();
+
+    // A web server is reached from the pod, so it needs no credentials.
+    let served = axum::Router::new().route("/data.csv", axum::routing::get(async || "1,2\n"));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}/data.csv?x=1", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, served).await });
+    let copy = launch("copy", "cat \"$2\" > \"$0\"; cp \"$2\" \"$1\"", imported(&uri));
+    let ended = tokio::spawn(cluster.launcher.execute(copy.clone()));
+    assert_eq!(cluster.pod(&copy).await, Ok(0));
+    let Outcome::Succeeded(outputs) = ended.await.unwrap() else { panic!() };
+    assert_eq!(outputs.parameters["p"], "1,2\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workspace_lives_from_its_first_task_to_the_success_of_the_run() {
+    let cluster = Cluster::new().await;
+    let mut task = launch("task", MAKE, Inputs::default());
+    let workspace = serde_json::json!({ "accessModes": ["ReadWriteOnce"] });
+    task.inputs.parameters.insert("folder".into(), "/kfp-workspace/data".into());
+    let Outcome::Failed(failure) = cluster.launcher.execute(task.clone()).await else { panic!() };
+    assert!(failure.is_permanent && failure.message.contains("dsl.WorkspaceConfig"), "{failure:?}");
+
+    task.run = Arc::new(RunInfo { workspace: Some(workspace), ..RunInfo::clone(&task.run) });
+    let ended = tokio::spawn(cluster.launcher.execute(task.clone()));
+    cluster.submitted(&task).await;
+    let claim = "run-kfp-workspace";
+    assert!(cluster.runs.find(claim).is_ok(), "the claim exists before the pod");
+    let spec = cluster.runs.find(&key(&(&task).into()).1).unwrap().manifest.spec;
+    assert!(spec.volumes.iter().any(|volume| volume["persistentVolumeClaim"]["claimName"] == claim), "{spec:?}");
+    ended.abort();
+
+    // What failed or was cancelled can be retried with the content of the workspace, until the run is deleted.
+    cluster.launcher.release(Arc::clone(&task.run)).await;
+    assert!(cluster.runs.find(claim).is_err(), "a run that succeeded needs it no more");
+    let ended = tokio::spawn(cluster.launcher.execute(launch_again(&task)));
+    cluster.submitted(&launch_again(&task)).await;
+    ended.abort();
+    cluster.launcher.forget("team".into(), "run".into()).await.unwrap();
+    assert!(cluster.runs.runs.lock().is_empty());
+}
+
+fn launch_again(launch: &Launch) -> Launch {
+    Launch { attempt: launch.attempt + 1, ..launch.clone() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn success_is_final_and_found_after_a_restart() {
     let cluster = Cluster::new().await;
     let make = launch("make", MAKE, Inputs::default());
@@ -346,4 +431,132 @@ async fn routes_serve_only_the_step_of_the_token() {
     assert_eq!(put("b/0/file").await, StatusCode::NOT_FOUND);
     assert_eq!(put("a/0/file?path=../../x").await, StatusCode::BAD_REQUEST);
     ended.abort();
+}
+
+/// A launch in a pool of workers.
+fn pooled(name: &str, workers: &str) -> Launch {
+    let annotations = [("slipway.dev/workers".to_owned(), workers.to_owned())].into();
+    let metadata = PodMetadata { annotations, ..PodMetadata::default() };
+    let config = KubernetesExecutorConfig { pod_metadata: Some(metadata), ..KubernetesExecutorConfig::default() };
+    Launch { platform: Some(Arc::new(config)), ..launch(name, MAKE, Inputs::default()) }
+}
+
+impl Cluster {
+    /// Waits until a pool has this many workers, and returns their names.
+    async fn workers(&self, count: usize) -> Vec<String> {
+        loop {
+            let is_worker = |name: &&String| name.starts_with("workers-");
+            let names: Vec<String> = self.runs.runs.lock().keys().filter(is_worker).cloned().collect();
+            if names.len() >= count {
+                assert_eq!(names.len(), count);
+                return names;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Asks for a step as a worker does.
+    async fn next(&self, worker: &str, report: &Report) -> Next {
+        let url = format!("{}/api/v1/pipelines/worker/next", self.url);
+        let request = http().post(url).bearer_auth(worker).header("content-type", "application/json");
+        let response = request.body(serde_json::to_vec(report).unwrap()).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_executes_the_steps_of_its_pool_one_after_the_other() {
+    let cluster = Cluster::new().await;
+    let launches = ["a", "b"].map(|name| pooled(name, "1"));
+    let ended = launches.clone().map(|launch| tokio::spawn(cluster.launcher.execute(launch)));
+    for launch in &launches {
+        cluster.recorded(launch).await;
+    }
+    let workers = cluster.workers(1).await;
+    let mut report = Report::default();
+    for _ in &launches {
+        let Next::Execute { step, token, .. } = cluster.next(&workers[0], &report).await else { panic!() };
+        // A response that was lost is given again.
+        let repeated = cluster.next(&workers[0], &Report::default()).await;
+        assert!(matches!(repeated, Next::Execute { step: again, .. } if again == step));
+        let server = Server { url: cluster.url.clone(), token, authorities: None };
+        assert_eq!(execute(&server).await, Ok(0));
+        report = Report { ended: Some(Ended { step, code: 0 }), idle_seconds: 0 };
+    }
+    for outcome in ended {
+        let Outcome::Succeeded(outputs) = outcome.await.unwrap() else { panic!() };
+        assert_eq!(outputs.parameters["p"], "value");
+        assert!(outputs.artifacts["a"][0].uri.contains(&format!("/{}.1/", workers[0])), "{outputs:?}");
+    }
+    assert_eq!(cluster.runs.submissions.load(Ordering::Acquire), 1, "two steps, one pod");
+    let report = Report { ended: None, idle_seconds: 3600 };
+    assert!(matches!(cluster.next(&workers[0], &report).await, Next::End));
+    for foreign in ["train", "workers-1"] {
+        let url = format!("{}/api/v1/pipelines/worker/next", cluster.url);
+        let request = http()
+            .post(url)
+            .bearer_auth(foreign)
+            .header("content-type", "application/json")
+            .body("{\"idle_seconds\":0}");
+        assert_eq!(request.send().await.unwrap().status(), StatusCode::FORBIDDEN, "{foreign}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn step_of_a_lost_worker_is_given_to_another_one() {
+    let cluster = Cluster::new().await;
+    let launch = pooled("a", "2");
+    let ended = tokio::spawn(cluster.launcher.execute(launch.clone()));
+    cluster.recorded(&launch).await;
+    let workers = cluster.workers(1).await;
+    let Next::Execute { token, .. } = cluster.next(&workers[0], &Report::default()).await else { panic!() };
+    cluster.runs.runs.lock().clear();
+    let active = cluster.launcher.inner.active(&key(&(&launch).into())).unwrap();
+    active.changed.notify_one();
+    let others = cluster.workers(1).await;
+    assert_ne!(workers, others);
+    // The lost worker goes on, and cannot deliver.
+    let lost = Server { url: cluster.url.clone(), token, authorities: None };
+    assert!(execute(&lost).await.unwrap_err().contains("not executed by this worker any more"));
+    let Next::Execute { token, .. } = cluster.next(&others[0], &Report::default()).await else { panic!() };
+    assert_eq!(execute(&Server { token, ..lost }).await, Ok(0));
+    assert!(matches!(ended.await.unwrap(), Outcome::Succeeded(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pools_report_failures_and_stop_with_their_step() {
+    let cluster = Cluster::new().await;
+    // The process of a step ends without an outcome.
+    let killed = pooled("killed", "1");
+    let ended = tokio::spawn(cluster.launcher.execute(killed.clone()));
+    let workers = cluster.workers(1).await;
+    let Next::Execute { step, .. } = cluster.next(&workers[0], &Report::default()).await else { panic!() };
+    let report = Report { ended: Some(Ended { step, code: 137 }), idle_seconds: 3600 };
+    assert!(matches!(cluster.next(&workers[0], &report).await, Next::End));
+    let Outcome::Failed(failure) = ended.await.unwrap() else { panic!() };
+    assert!(
+        failure.message.starts_with("the step ended with code 137") && failure.exit_code == Some(137),
+        "{failure:?}"
+    );
+
+    // A worker that cannot start.
+    cluster.runs.runs.lock().clear();
+    let ended = tokio::spawn(cluster.launcher.execute(pooled("none", "1")));
+    cluster.workers(1).await;
+    cluster.runs.end(Phase::Failed, "the image does not exist", None);
+    let Outcome::Failed(failure) = ended.await.unwrap() else { panic!() };
+    assert!(failure.message.contains("the image does not exist"), "{failure:?}");
+
+    // A step that is stopped while a worker executes it.
+    cluster.runs.runs.lock().clear();
+    let stopped = pooled("stopped", "1");
+    let ended = tokio::spawn(cluster.launcher.execute(stopped.clone()));
+    let workers = cluster.workers(1).await;
+    assert!(matches!(cluster.next(&workers[0], &Report::default()).await, Next::Execute { .. }));
+    cluster.launcher.stop((&stopped).into()).await;
+    assert_eq!(ended.await.unwrap(), Outcome::Canceled);
+    assert_eq!(cluster.runs.find(&workers[0]).unwrap().status.phase, Phase::Cancelled);
+    let Outcome::Failed(failure) = cluster.launcher.execute(pooled("many", "1000")).await else { panic!() };
+    assert!(failure.is_permanent && failure.message.contains("from 1 to 100"), "{failure:?}");
 }

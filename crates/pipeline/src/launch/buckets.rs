@@ -1,5 +1,8 @@
-//! Artifacts in buckets and on web servers. A step gets a copy of such an input, and its outputs are delivered when it has ended, with the
-//! credentials of this process: those that each vendor's own tools read from the environment. Steps need none.
+//! Artifacts in buckets and on web servers: copies of inputs, and delivery of outputs, with the credentials of this process: those that each
+//! vendor's own tools read from the environment.
+//!
+//! On one machine this process is the server, and steps need no credentials. In a cluster it is the program in the pod of a step, so that
+//! what a tenant can read is what the tenant has credentials for, not what the control plane has.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -56,12 +59,12 @@ impl<'a> Location<'a> {
 }
 
 /// Whether a URI names a bucket.
-pub(super) fn is_bucket(uri: &str) -> bool {
+pub(crate) fn is_bucket(uri: &str) -> bool {
     Location::parse(uri).is_some()
 }
 
 /// Whether a URI names a bucket or a file on a web server.
-pub(super) fn is_remote(uri: &str) -> bool {
+pub(crate) fn is_remote(uri: &str) -> bool {
     is_bucket(uri) || is_web(uri)
 }
 
@@ -70,23 +73,26 @@ fn is_web(uri: &str) -> bool {
 }
 
 /// Whether the environment of this process has credentials for the service of a bucket.
-pub(super) fn has_credentials(uri: &str) -> bool {
+pub(crate) fn has_credentials(uri: &str) -> bool {
     Location::parse(uri).is_some_and(|location| location.has_credentials())
 }
 
 /// The buckets and web servers that artifacts are in.
 #[derive(Debug)]
-pub(super) struct Buckets {
+pub(crate) struct Buckets {
     /// Folder of local copies.
     copies: PathBuf,
     limits: Limits,
+    /// How this process gets credentials, for the message about missing ones.
+    remedy: &'static str,
     /// Open buckets by URL.
     open: Mutex<HashMap<String, Objects>>,
 }
 
 impl Buckets {
-    pub(super) fn new(copies: PathBuf, limits: Limits) -> Self {
-        Self { copies, limits, open: Mutex::default() }
+    /// `remedy` is a sentence about how this process gets credentials.
+    pub(crate) fn new(copies: PathBuf, limits: Limits, remedy: &'static str) -> Self {
+        Self { copies, limits, remedy, open: Mutex::default() }
     }
 
     /// Opens a bucket. Blocks while it removes the copies of an earlier process; steps have links to them, which stay.
@@ -94,10 +100,10 @@ impl Buckets {
         let url = location.bucket.as_str();
         if !location.has_credentials() {
             // Without this, clients search for a cloud's own service for minutes.
-            let variables = location.variables;
+            let (variables, remedy) = (location.variables, self.remedy);
             return Err(StoreError::Url(format!(
-                "{url}: the environment of the server has no credentials for it; start the server with those of {variables}*, as the \
-                 vendor's own tools use them"
+                "{url}: the environment has no credentials for it, which are variables {variables}* as the vendor's own tools use them; \
+                 {remedy}"
             )));
         }
         let mut open = self.open.lock();
@@ -115,7 +121,7 @@ impl Buckets {
     ///
     /// # Errors
     /// The reason.
-    pub(super) async fn fetch(&self, uri: &str, target: &Path) -> Result<(), String> {
+    pub(crate) async fn fetch(&self, uri: &str, target: &Path) -> Result<(), String> {
         if target.exists() {
             return Ok(());
         }
@@ -171,7 +177,7 @@ impl Buckets {
     ///
     /// # Errors
     /// The reason.
-    pub(super) async fn deliver(&self, path: &Path, uri: &str) -> Result<(), String> {
+    pub(crate) async fn deliver(&self, path: &Path, uri: &str) -> Result<(), String> {
         if !path.exists() {
             return Ok(());
         }
@@ -194,7 +200,7 @@ impl Buckets {
     }
 
     /// Whether there is an object at a URI, or below it.
-    pub(super) async fn has(&self, uri: &str) -> bool {
+    pub(crate) async fn has(&self, uri: &str) -> bool {
         let Some(location) = Location::parse(uri) else { return false };
         let Ok(bucket) = self.bucket(&location) else { return false };
         matches!(bucket.get(location.key).await, Ok(_) | Err(StoreError::IsFolder(_)))
@@ -204,7 +210,7 @@ impl Buckets {
     ///
     /// # Errors
     /// [`Error::NotFound`], or an error of the store.
-    pub(super) async fn read(&self, uri: &str) -> Result<ArtifactStream, Error> {
+    pub(crate) async fn read(&self, uri: &str) -> Result<ArtifactStream, Error> {
         let missing = || Error::NotFound(format!("there is no file at {uri}"));
         let location = Location::parse(uri).ok_or_else(missing)?;
         let found = self.bucket(&location)?.get(location.key).await.map_err(|error| match error {
