@@ -39,5 +39,11 @@ def parallel_thousand():
         step(number)
 
 
+@dsl.pipeline
+def parallel_ten_thousand():
+    with dsl.ParallelFor(list(range(10_000))) as number:
+        step(number)
+
+
 # Each with its number of steps.
 COMPARED = {"chain of 20": (chain, 20), "fan-out of 100": (fan_out, 100), "nested loop of 5 x 5": (nested_loop, 25)}

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Measures pipelines of the smallest possible Python steps: slipway beside `kfp.local` with its SubprocessRunner.
 
-    bench/pipeline/run.py --slipway target/release/slipway [--no-original]
+    bench/pipeline/run.py --slipway target/release/slipway [--no-original] [--large]
 
 Run with a Python that has kfp. Every pipeline is compiled here, and run without cache: once by the original, which takes almost a second for
-each step, and twice by slipway, whose first run makes the environment and starts its workers; the second one is measured. Prints seconds, processor seconds of everything that worked, and both per step; then 1,000 parallel steps, and the memory
-of the server.
+each step, and twice by slipway, whose first run makes the environment and starts its workers; the second one is measured. Prints seconds,
+processor seconds of everything that worked, and both per step; then 1,000 parallel steps, and the memory of the server. With `--large` also a
+loop of 10,000 steps and a graph of 10,000 tasks, each on a new server, and the most memory that the server had; this takes minutes.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import resource
@@ -21,6 +23,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "conformance"))
 
 import kfp
+import yaml
 from kfp import compiler
 
 import pipelines
@@ -66,21 +69,48 @@ def processes(server):
     return {server.process.pid, *workers}
 
 
-def slipway(client, server, package):
-    """Seconds, and processor seconds, of slipway with its workers."""
+def slipway(client, server, package, interval=0.005):
+    """Seconds, and processor seconds, of slipway with its workers. The client asks for the state at an interval in seconds."""
     before = {pid: cpu_with_children(pid) for pid in processes(server)}
     start = time.monotonic()
     run = client.create_run_from_pipeline_package(str(package), enable_caching=False)
-    ended = client.wait_for_run_completion(run.run_id, timeout=600, sleep_duration=0.005)
+    ended = client.wait_for_run_completion(run.run_id, timeout=3600, sleep_duration=interval)
     seconds = time.monotonic() - start
     assert ended.state == "SUCCEEDED", ended
     return seconds, sum(cpu_with_children(pid) - before.get(pid, 0) for pid in processes(server))
+
+
+def peak_mb(pid):
+    """The most resident memory that a process had, in megabytes (10^6 bytes)."""
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+
+
+def graph_of(count, package):
+    """Writes a pipeline with this number of tasks side by side: that of a chain, whose tasks get constants."""
+    document = json.loads(json.dumps(yaml.safe_load(package.read_text())))
+    task = next(task for task in document["root"]["dag"]["tasks"].values() if "dependentTasks" not in task)
+    tasks = {f"task-{at}": {**task, "taskInfo": {"name": f"task-{at}"}} for at in range(count)}
+    document["root"]["dag"]["tasks"] = tasks
+    large = package.with_name(f"graph-{count}.yaml")
+    large.write_text(json.dumps(document))  # JSON is YAML
+    return large
+
+
+def large(binary, title, package, count):
+    with Slipway(binary) as server:
+        client = kfp.Client(host=server.url, existing_token=server.token)
+        seconds, _ = slipway(client, server, package, interval=2)
+        used = 1000 * cpu_seconds(server.process.pid) / count
+        print(f"{title}: {seconds:.0f} s; the server used {used:.2f} ms of a processor for each; its memory: at most "
+              f"{peak_mb(server.process.pid):.0f} MB, at the end {memory_mb(server.process.pid):.0f} MB", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slipway", required=True)
     parser.add_argument("--no-original", action="store_true", help="measure slipway only")
+    parser.add_argument("--large", action="store_true", help="measure 10,000 tasks too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Slipway(options.slipway) as server:
         folder = pathlib.Path(folder)
@@ -99,10 +129,17 @@ def main():
         package = folder / "thousand.yaml"
         compiler.Compiler().compile(pipelines.parallel_thousand, str(package))
         before = cpu_seconds(server.process.pid)
-        seconds, _ = slipway(client, server, package)
+        # Rarely asked, as by users, so that the answers are no part of the figure.
+        seconds, _ = slipway(client, server, package, interval=1)
         scheduling = cpu_seconds(server.process.pid) - before
         print(f"1,000 parallel steps: {seconds:.2f} s; the server used {scheduling:.2f} ms of a processor for each step")
-        print(f"memory of the server: {memory_mb(server.process.pid):.0f} MB")
+        print(f"memory of the server: {memory_mb(server.process.pid):.0f} MB", flush=True)
+        if options.large:
+            package = folder / "ten-thousand.yaml"
+            compiler.Compiler().compile(pipelines.parallel_ten_thousand, str(package))
+            large(options.slipway, "a loop of 10,000 steps", package, 10_000)
+            package = graph_of(10_000, folder / "chain.yaml")
+            large(options.slipway, "a graph of 10,000 tasks", package, 10_000)
 
 
 if __name__ == "__main__":

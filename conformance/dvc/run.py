@@ -29,6 +29,7 @@ import experiments  # noqa: F401 - it registers its scenarios
 import external  # noqa: F401 - it registers its scenarios
 import hard
 import hydra_configs
+import partial_imports  # noqa: F401 - it registers its scenarios
 import pipelines  # noqa: F401 - it registers its scenarios
 import queued  # noqa: F401 - it registers its scenarios
 import remembered
@@ -49,6 +50,8 @@ class Player:
 
     def __init__(self, sandbox, programs):
         self.sandbox, self.programs, self.steps = sandbox, programs, []
+        # Folders of the sandbox whose files a scenario leaves out.
+        self.not_compared = []
         self.work = sandbox / "work"
         self.work.mkdir()
         self.environment = {
@@ -124,7 +127,7 @@ class Player:
             if relative.parts and relative.parts[0] in ("site", "global", "system") or ".git" in relative.parts:
                 folders.clear()
                 continue
-            if relative.name == "tmp" and relative.parent.name == ".dvc":
+            if relative.name == "tmp" and relative.parent.name == ".dvc" or str(relative) in self.not_compared:
                 folders.clear()
                 continue
             links = [name for name in folders if (here / name).is_symlink()]

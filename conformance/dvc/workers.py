@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ class Queue(hard.Project):
     """A project with a stage that waits until a file named `go` exists, and writes its process id."""
 
     def __init__(self, root, slipway):
-        self.root, self.slipway = root, slipway
+        self.root, self.slipway, self.variables = root, slipway, {}
         self.work = root / "work"
         self.work.mkdir()
         self.git("init", "-q")
@@ -35,7 +36,7 @@ class Queue(hard.Project):
 
     def data(self, *arguments, user=()):
         os.environ.update({f"GIT_{who}_{what}": "n@example.invalid" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")})
-        environment = {**os.environ, "HOME": str(self.root), "LC_ALL": "C.UTF-8"}
+        environment = {**os.environ, "HOME": str(self.root), "LC_ALL": "C.UTF-8", **self.variables}
         return subprocess.run([self.slipway, *arguments], cwd=self.work, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
     def states(self):
@@ -123,6 +124,44 @@ def killed_worker_and_execution(queue):
     assert not list((queue.work / ".dvc/tmp/exps").glob("tmp*"))
     queue.succeeds("queue", "remove", "--all")
     assert queue.states() == {}
+
+
+@with_queue
+def killed_execution_whose_git_goes_on(queue):
+    """Git creates the repository of an execution. It must not create the folder again when that of the killed execution was removed."""
+    tools = queue.root / "tools"
+    tools.mkdir()
+    (tools / "git").write_text(f"""#!/bin/sh
+case "$*" in *" init "*exps/tmp*)
+    echo $$ > {queue.root}/git.pid
+    until [ -e {queue.root}/resume ]; do sleep 0.05; done
+esac
+exec {shutil.which("git")} "$@"
+""")
+    (tools / "git").chmod(0o755)
+    queue.variables["PATH"] = f"{tools}:{os.environ['PATH']}"
+    queue.succeeds("exp", "run", "--queue", "-n", "a", "-S", "lr=2")
+    queue.succeeds("queue", "start")
+    git = int(wait(lambda: (queue.root / "git.pid").exists() and (queue.root / "git.pid").read_text().strip()))
+    for kind in ("worker", "execution"):
+        os.kill(queue.pid(kind), signal.SIGKILL)
+    wait(lambda: queue.states() == {"a": "Failed"})
+    (queue.root / "resume").touch()
+    wait(lambda: is_dead(git))
+    assert not list((queue.work / ".dvc/tmp/exps").glob("tmp*"))
+
+
+@with_queue
+def killed_before_the_outcome_is_recorded(queue):
+    """The result is complete, and only the file that says so is missing."""
+    (queue.root / "go").touch()
+    queue.succeeds("exp", "run", "--queue", "-n", "a", "-S", "lr=2")
+    queue.succeeds("exp", "run", "--run-all")
+    outcome, = (queue.work / ".dvc/tmp/exps/celery/result").iterdir()
+    outcome.unlink()
+    assert queue.states() == {"a": "Success"}, queue.states()
+    queue.succeeds("exp", "apply", "a")
+    assert (queue.work / "out").read_text() == "lr: 2\n"
 
 
 @with_queue
@@ -273,6 +312,8 @@ TESTS = {
     "killed worker of the queue": killed_worker,
     "killed execution of the queue": killed_execution,
     "killed worker and execution": killed_worker_and_execution,
+    "killed execution whose git goes on": killed_execution_whose_git_goes_on,
+    "killed execution before its outcome is recorded": killed_before_the_outcome_is_recorded,
     "interrupted execution": interrupted_execution,
     "stopped worker": stopped_worker,
     "worker that is stopped by a message": stopped_by_a_message,

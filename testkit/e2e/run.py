@@ -16,6 +16,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
+import owners
 import shared
 from lib import Slipway
 from suite import Suite
@@ -140,7 +141,7 @@ def sharing_fitting_and_containers(binary):
         assert configure("--undo", "--yes")[0] == 0 and pathlib.Path(config).read_text() == "version = 2 # ours\n"
 
 
-for scenario in shared.TESTS:
+for scenario in shared.TESTS + owners.TESTS:
     test(scenario)
 
 

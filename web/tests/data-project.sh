@@ -49,6 +49,8 @@ import json, pathlib, re
 text = pathlib.Path("params.yaml").read_text()
 lr, epochs = float(re.search(r"lr: (.*)", text)[1]), int(re.search(r"epochs: (.*)", text)[1])
 losses = [round(1 / (1 + lr * 10 * (i + 1)), 5) for i in range(epochs)]
+bars = "".join(f'<rect x="{20 + 34 * i}" y="{180 - 160 * loss:.1f}" width="24" height="{160 * loss:.1f}" fill="#4a5bd4"/>' for i, loss in enumerate(losses))
+pathlib.Path("losses.svg").write_text(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {28 + 34 * epochs} 200"><script>document.title = "scripted"</script>{bars}</svg>\n')
 pathlib.Path("curve.csv").write_text("epoch,loss\n" + "".join(f"{i},{loss}\n" for i, loss in enumerate(losses)))
 pathlib.Path("metrics.json").write_text(json.dumps({"accuracy": round(1 - losses[-1] / 2, 4), "loss": losses[-1]}) + "\n")
 pathlib.Path("model.bin").write_bytes(bytes(range(64)) * int(lr * 100))
@@ -71,6 +73,8 @@ stages:
     metrics:
       - metrics.json:
           cache: false
+    plots:
+      - losses.svg
   report:
     cmd: wc -c model.bin > report.txt
     deps: [model.bin]

@@ -72,6 +72,12 @@ export async function checkData(page, url) {
     const lr = await values.locator("tr", { hasText: "train.lr" }).innerText();
     assert.match(lr, /0\.2\s+0\.2\s+0\.1/);
     await page.getByRole("img", { name: "Plot of Loss by epoch" }).waitFor();
+    // A plot that is a picture is shown for each revision; only DVC tracks its bytes.
+    const pictures = [page.getByRole("img", { name: "losses.svg in main" }), page.getByRole("img", { name: "losses.svg in v1" })];
+    const shown = await Promise.all(pictures.map((picture) => picture.evaluate((image) => [image.complete, image.naturalWidth > 0, image.src])));
+    assert.deepEqual(shown.map((picture) => picture.slice(0, 2)), [[true, true], [true, true]]);
+    assert.notEqual(shown[0][2], shown[1][2], "the revisions have different pictures");
+    assert.notEqual(await page.title(), "scripted", "no script of a picture runs");
     await page.getByRole("button", { name: "Remove v1" }).click();
     await page.getByRole("button", { name: "Remove v1" }).waitFor({ state: "detached" });
     await page.goBack();

@@ -58,6 +58,7 @@ export async function checkPipelines(page, url) {
     await graph().getByRole("button", { name: "Open for-loop-1" }).click();
     await graph().getByText("measure", { exact: true }).waitFor();
     await page.getByRole("table", { name: "Inputs" }).getByText("The title of the report.").waitFor();
+    await page.getByText("It has not been run yet.").waitFor();
     await page.screenshot({ path: `${shots}/pipeline-definition.png`, fullPage: true });
   });
 
@@ -118,6 +119,14 @@ export async function checkPipelines(page, url) {
     // The browser reports the request that it refused.
     for (const problem of problems.splice(known)) assert.match(problem, /Content Security Policy/);
     await page.screenshot({ path: `${shots}/pipeline-documents.png`, fullPage: true });
+  });
+
+  await step("pipelines: an input artifact is previewed where it is used", async () => {
+    await page.goto(`${url}${first}?task=write`);
+    const input = panel("write").getByRole("region", { name: "Dataset tables 2", exact: true });
+    await input.getByRole("button", { name: "Show content" }).click();
+    await input.getByRole("table", { name: /^Content of / }).waitFor();
+    await assertAccessible(page, "input artifact");
   });
 
   await step("pipelines: the keyboard opens and closes graphs and tasks", async () => {
@@ -195,6 +204,26 @@ export async function checkPipelines(page, url) {
     await page.getByText("1 run", { exact: true }).waitFor();
     await page.getByLabel("State").selectOption("");
     await page.getByText("4 runs", { exact: true }).waitFor();
+    await page.getByLabel("Name contains, or id").fill("CLONE of");
+    await page.keyboard.press("Enter");
+    await page.getByText("3 runs", { exact: true }).waitFor();
+    await page.getByLabel("Name contains, or id").fill(first.split("/").pop());
+    await page.keyboard.press("Enter");
+    await page.getByText("1 run", { exact: true }).waitFor();
+    await runs.getByRole("link", { name: "the first" }).waitFor();
+    await page.getByLabel("Name contains, or id").fill("");
+    await page.keyboard.press("Enter");
+    await page.getByLabel("Pipeline", { exact: true }).selectOption("report");
+    await page.getByText("4 runs", { exact: true }).waitFor();
+    assert.match(page.url(), /pipeline=[0-9a-f-]{36}/, "the filter is part of the address");
+    await page.goto(`${url}/pipelines?file=another`);
+    await page.getByText("No run matches.").waitFor();
+    await page.goto(`${url}${pipeline}`);
+    await page.getByText("4 runs", { exact: true }).waitFor();
+    await page.getByLabel("State").selectOption("FAILED");
+    await page.getByText("1 run", { exact: true }).waitFor();
+    await page.goto(`${url}/pipelines`);
+    await page.getByText("4 runs", { exact: true }).waitFor();
     await runs.getByLabel("Select the first", { exact: true }).check();
     await runs.locator("tr", { hasText: "failed" }).getByRole("checkbox").check();
     await page.getByRole("button", { name: /Compare two/ }).click();
@@ -203,6 +232,39 @@ export async function checkPipelines(page, url) {
     assert.match(rate, /0\.75/);
     await page.getByRole("table", { name: "Metrics" }).getByText("score").first().waitFor();
     assert.equal(await page.getByRole("region", { name: /^Time of / }).count(), 2);
+    const use = page.getByRole("table", { name: "Resources and cost" });
+    await use.getByText("CPU time").waitFor();
+    assert.equal(await use.getByText("GPU time").count(), 0, "no GPU was reserved");
+    assert.equal(await use.getByText("Cost of the CPUs").count(), 0, "without a price there is no cost");
+    await page.getByLabel("US dollars per CPU-hour").fill("3600");
+    await page.keyboard.press("Enter");
+    // At a dollar per second, the first run, whose 40 lines took 4 seconds and more, cost more than 4 dollars.
+    const [, cost] = /\$([\d.,]+)/.exec(await use.locator("tr", { hasText: "Cost of the CPUs" }).innerText());
+    assert(Number(cost.replace(",", "")) > 4, `the first run cost ${cost} dollars`);
+    await page.getByText("By task").click();
+    await page.getByRole("table", { name: "Use by task" }).locator("tr", { hasText: "count" }).getByText("1 CPU").waitFor();
+    // This machine has no GPUs for steps, so the use of GPUs is made up.
+    const used = (hours, measured) => ({
+      taskSeconds: 3600 * hours, processorSeconds: 7200 * hours, acceleratorSeconds: { "nvidia.com/gpu": 14_400 * hours }, measured,
+      tasks: [{ path: "count", seconds: 3600 * hours, processors: 2, accelerators: { "nvidia.com/gpu": 4 } }],
+    });
+    await page.route("**/runs/*/usage", (handler) => handler.fulfill({
+      contentType: "application/json",
+      body: JSON.stringify(handler.request().url().includes(first.split("/").pop()) ? used(2, null) : used(1, { busySeconds: 10_800, idleSeconds: 3600, joules: 5_400_000 })),
+    }));
+    await page.reload();
+    await page.getByLabel("US dollars per CPU-hour").fill("0.05");
+    await page.getByLabel("US dollars per GPU-hour").fill("2.5");
+    await page.keyboard.press("Enter");
+    const row = (name) => use.locator("tr", { hasText: name }).innerText().then((text) => text.split(/\t/).slice(1).map((cell) => cell.trim()));
+    assert.deepEqual(await row("GPU time"), ["8 h", "4 h", "−4 h"]);
+    assert.deepEqual(await row("GPUs busy"), ["–", "75 %", "–"]);
+    assert.deepEqual(await row("Cost of the GPUs"), ["$20.00", "$10.00", "−$10.00"]);
+    await page.getByText("By task").click();
+    await page.getByRole("table", { name: "Use by task" }).getByText("2 CPU, 4 nvidia.com/gpu").waitFor();
+    await assertAccessible(page, "use and cost");
+    await page.screenshot({ path: `${shots}/pipeline-cost.png`, fullPage: true });
+    await page.unroute("**/runs/*/usage");
     await page.screenshot({ path: `${shots}/pipeline-compare.png`, fullPage: true });
     pipelinePages.push(
       ["pipeline-definition", pipeline, "Versions"],
@@ -229,6 +291,14 @@ export async function checkPipelines(page, url) {
     await page.reload();
     await schedules.getByText("off", { exact: true }).waitFor();
     await assertAccessible(page, "schedules");
+    // The command palette finds schedules, pipelines and their runs.
+    for (const [kind, name] of [["schedule", "every morning"], ["pipeline", "report"], ["pipeline run", "the first report"]]) {
+      await page.keyboard.press("Control+k");
+      const palette = page.getByRole("dialog", { name: "Go to" });
+      await palette.getByRole("combobox").fill(name);
+      await palette.getByRole("option", { name: new RegExp(`^${name} .*${kind}$`) }).first().waitFor();
+      await page.keyboard.press("Escape");
+    }
     await page.screenshot({ path: `${shots}/pipeline-schedules.png` });
     await schedules.getByRole("button", { name: "Delete every morning…" }).click();
     await schedules.getByRole("button", { name: "Delete every morning", exact: true }).click();
@@ -239,7 +309,7 @@ export async function checkPipelines(page, url) {
     const big = bigRun();
     const json = (body) => (handler) => handler.fulfill({ contentType: "application/json", body: JSON.stringify(body) });
     await page.route("**/api/v1/pipelines/runs/big/tasks**", json(big.run));
-    await page.route("**/api/v1/pipelines/runs/big/specification", json({ specification: big.specification }));
+    await page.route("**/api/v1/pipelines/runs/big/outline", json(big.outline));
     assert.equal(big.run.tasks.length, 10_000);
     await page.goto(`${url}/pipelines`);
     const drawn = () => graph().locator(".node").count();
@@ -249,24 +319,36 @@ export async function checkPipelines(page, url) {
       await done();
       return Math.round(performance.now() - from);
     };
-    const draw = await took(
-      () => page.evaluate(() => { history.pushState(null, "", "/pipelines/runs/big"); dispatchEvent(new PopStateEvent("popstate")); }),
-      () => graph().getByText("loop").first().waitFor(),
-    );
+    // Measured by the page itself: the test would see the first task only at its next look.
+    const draw = await page.evaluate(() => new Promise((done) => {
+      const from = performance.now();
+      const observer = new MutationObserver(() => {
+        if (!document.querySelector("[aria-label='Graph of the tasks'] .node")) return;
+        observer.disconnect();
+        requestAnimationFrame(() => setTimeout(() => done(Math.round(performance.now() - from))));
+      });
+      observer.observe(document.body, { childList: true, subtree: true });
+      history.pushState(null, "", "/pipelines/runs/big");
+      dispatchEvent(new PopStateEvent("popstate"));
+    }));
     assert((await drawn()) < 120, `${await drawn()} of 5,000 tasks of the outer graph are in the document`);
-    // Scrolling by half a window for each frame.
-    const frames = await graph().evaluate(async (box) => {
+    /** Median and 95th percentile of the times between frames in milliseconds, while `move` changes the view before each frame. */
+    const frames = (move) => graph().evaluate(async (box, text) => {
+      const move = new Function("box", "i", text);
       const times = [];
       for (let i = 0, last = performance.now(); i < 120; i++) {
-        box.scrollTop += box.clientHeight / 2;
+        move(box, i);
         await new Promise(requestAnimationFrame);
         const now = performance.now();
         times.push(now - last);
         last = now;
       }
-      return times.sort((a, b) => a - b);
-    });
-    const median = Math.round(frames[60]);
+      times.sort((a, b) => a - b);
+      return [Math.round(times[60]), Math.round(times[114])];
+    }, move);
+    const pan = await frames("box.scrollTop += 40; box.scrollLeft += i % 40 < 20 ? 12 : -12");
+    const jump = await frames("box.scrollTop += box.clientHeight / 2");
+    const zoom = await frames("if (i % 6 === 0) document.querySelector(i % 48 < 24 ? '[aria-label=Smaller]' : '[aria-label=Larger]').click()");
     await graph().evaluate((box) => (box.scrollTop = 0));
     await graph().getByRole("button", { name: "Open loop" }).click();
     await graph().getByText("1–20").waitFor();
@@ -275,8 +357,9 @@ export async function checkPipelines(page, url) {
     const time = await took(() => page.getByRole("link", { name: "Time", exact: true }).click(), () => page.getByRole("region", { name: "Time of the tasks" }).waitFor());
     const table = await took(() => page.getByRole("link", { name: "Tasks", exact: true }).click(), () => page.getByRole("table", { name: "Tasks" }).waitFor());
     assert((await page.locator("main *").count()) < 3000, "only visible rows are in the document");
-    console.log(`   10,000 tasks: graph drawn in ${draw} ms, median frame while scrolling ${median} ms, time in ${time} ms, table in ${table} ms`);
-    assert(draw < 5000 && median < 100 && time < 3000 && table < 3000);
+    console.log(`   10,000 tasks: graph drawn in ${draw} ms; frames (median, 95 %) while panning ${pan} ms, by half windows ${jump} ms, zooming ${zoom} ms; time in ${time} ms, table in ${table} ms`);
+    // Most of a frame is spent on painting, without a GPU here. The limits leave room for a busy machine.
+    assert(draw < 4000 && [pan, jump, zoom].every(([median]) => median < 150) && time < 3000 && table < 3000);
     await page.unroute("**/api/v1/pipelines/runs/big/**");
   });
 }

@@ -242,6 +242,17 @@ impl Cache {
     /// # Errors
     /// If it cannot be read.
     pub(crate) fn read_start(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, DataError> {
+        let Some(file) = self.open_object(digest)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(DataError::io(self.path(digest)))?;
+        Ok(Some(bytes))
+    }
+
+    /// Opens an object to read parts of it; `None` if the cache lacks it. As in [`Self::read_start`], a link is not followed.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub(crate) fn open_object(&self, digest: &Digest) -> Result<Option<File>, DataError> {
         let path = self.path(digest);
         // Without NONBLOCK, a pipe would block.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -250,12 +261,8 @@ impl Cache {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(DataError::io(&path)(error)),
         };
-        if !file.metadata().map_err(DataError::io(&path))?.is_file() {
-            return Ok(None);
-        }
-        let mut bytes = Vec::new();
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(DataError::io(&path))?;
-        Ok(Some(bytes))
+        let is_file = file.metadata().map_err(DataError::io(&path))?.is_file();
+        Ok(is_file.then_some(file))
     }
 
     /// Stores a file of the workspace, and returns its MD5. The bytes that are stored are those that were hashed, also if the file changes in

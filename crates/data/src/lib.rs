@@ -22,6 +22,7 @@ mod links;
 pub mod lock;
 pub mod manifest;
 mod model;
+mod parquet;
 #[cfg(test)]
 mod parsers;
 pub mod pipeline;

@@ -13,11 +13,13 @@ use crate::error::DataError;
 mod blobs;
 mod clone;
 mod history;
+pub(crate) mod mirror;
 mod refs;
 mod snapshots;
 mod stash;
 mod status;
 mod tree;
+pub(crate) mod url;
 
 pub use blobs::{Blobs, Object};
 pub use history::Described;
@@ -26,6 +28,7 @@ pub use snapshots::Index;
 pub use stash::Stashed;
 pub use status::WorkTree;
 pub use tree::Blob;
+pub use url::without_credentials;
 
 /// Maximum bytes read of a file in a commit.
 const MAX_BLOB_BYTES: usize = 64 << 20;
@@ -329,18 +332,6 @@ pub struct Head {
     pub is_dirty: bool,
 }
 
-/// The URL of a repository without user and password.
-pub fn without_credentials(url: &str) -> String {
-    match url.split_once("://") {
-        Some((scheme @ ("http" | "https"), rest)) => {
-            let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
-            let host = host.rsplit('@').next().unwrap_or(host);
-            path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
-        }
-        _ => url.to_owned(),
-    }
-}
-
 /// The standard output of a command that succeeded.
 fn checked(output: Output) -> Result<Vec<u8>, DataError> {
     match output.status.success() {
@@ -368,22 +359,4 @@ fn split_nul(bytes: &[u8]) -> impl Iterator<Item = &std::ffi::OsStr> {
 
 fn lines(bytes: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_are_not_shown() {
-        for (url, shown) in [
-            ("https://me:secret@host/a/b", "https://host/a/b"),
-            ("https://token@host", "https://host"),
-            ("https://host/a@b", "https://host/a@b"),
-            ("git@host:a/b", "git@host:a/b"),
-            ("/srv/a@b", "/srv/a@b"),
-        ] {
-            assert_eq!(without_credentials(url), shown);
-        }
-    }
 }

@@ -38,6 +38,12 @@ impl Snapshot {
             None => vec![("", self.digest)],
         }
     }
+
+    /// The identity of a copy of it, which, as in DVC, is not executable.
+    pub fn into_copy(mut self) -> Self {
+        self.meta.is_exec = false;
+        self
+    }
 }
 
 /// Computes the identity of what is at `path`; `None` if there is nothing. Files that `state` knows are not read. With a cache, each file is

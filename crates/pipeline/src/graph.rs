@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 pub use crate::dependency::dependencies;
@@ -18,8 +19,9 @@ use crate::ir::ml_pipelines::pipeline_task_spec::trigger_policy::TriggerStrategy
 use crate::ir::ml_pipelines::{DagSpec, PipelineTaskSpec, parameter_iterator_spec::items_spec::Kind as Items};
 
 /// All graphs of a pipeline.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "PipelineGraphs")]
 pub struct Graphs {
     /// The graph of the root.
     pub root: Graph,
@@ -28,8 +30,9 @@ pub struct Graphs {
 }
 
 /// A graph of tasks.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "PipelineGraph")]
 pub struct Graph {
     /// Its tasks, in the order of their names.
     pub nodes: Vec<Node>,
@@ -40,8 +43,9 @@ pub struct Graph {
 }
 
 /// A task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "PipelineNode")]
 pub struct Node {
     /// Name in its graph.
     pub name: String,
@@ -66,8 +70,9 @@ pub struct Node {
 }
 
 /// What a task executes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "type")]
+#[schemars(rename = "PipelineNodeKind")]
 pub enum NodeKind {
     /// A container.
     Container {
@@ -81,8 +86,9 @@ pub enum NodeKind {
 }
 
 /// A loop.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "PipelineLoop")]
 pub struct Loop {
     /// Number of iterations, if it is known before the run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,8 +101,9 @@ pub struct Loop {
 }
 
 /// A dependency between two tasks.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "PipelineEdge")]
 pub struct Edge {
     /// The task that comes first.
     pub from: String,

@@ -6,11 +6,12 @@
 //! | [`ir`] | the compiled form of a pipeline: how it is read, checked and written |
 //! | [`value`], [`condition`], [`placeholder`] | values of parameters, expressions over them, and texts that contain them |
 //! | [`executor_input`] | what a task's program is given and what it leaves behind |
-//! | [`graph`] | the static graph |
+//! | [`graph`], [`outline`] | the static graph; what a compiled pipeline says to a reader |
 //! | [`platform`] | settings of a task's pod |
 //! | [`export`] | plain manifests for Kubernetes |
 //! | [`model`] | states, paths, artifacts, inputs and outputs of tasks |
 //! | [`engine`], [`fingerprint`] | what happens next in a run, and which executions are equal |
+//! | [`usage`] | the processors and accelerators that the tasks of a run occupied |
 //! | [`driver`] | carries runs out: records, launches, timers |
 //! | [`tracker`] | the seam to the tracking store |
 //! | [`launch`] | the seam to what executes tasks |
@@ -42,6 +43,7 @@ pub mod ir;
 pub mod launch;
 pub mod listing;
 pub mod model;
+pub mod outline;
 #[cfg(test)]
 mod parsers;
 pub mod placeholder;
@@ -53,6 +55,7 @@ pub mod schedule;
 pub mod service;
 pub mod step;
 pub mod tracker;
+pub mod usage;
 pub mod value;
 
 pub use error::Error;

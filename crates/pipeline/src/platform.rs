@@ -13,7 +13,7 @@ use slipway_exec::manifest::{EnvVar, Resources, VolumeMount};
 use slipway_exec::quantity::Quantity;
 
 use crate::budget::Budget;
-use crate::model::Launch;
+use crate::model::{Inputs, Launch};
 use crate::placeholder::{resolve_constant, resolve_parameters, resolve_parameters_within};
 use crate::proto::kfp_kubernetes::{InitContainer, KubernetesExecutorConfig, PvcMount, SecurityContext, pvc_mount};
 use crate::proto::ml_pipelines::pipeline_deployment_config::PipelineContainerSpec;
@@ -33,6 +33,10 @@ const MAX_NAME_BYTES: usize = 253;
 const MAX_PLACEMENT_BYTES: usize = 1 << 20;
 /// Name of the volume of shared memory, if none is set.
 const SHARED_MEMORY: &str = "shm";
+/// The resource of GPUs.
+const GPU: &str = "nvidia.com/gpu";
+/// Resources that are not accelerators.
+const NO_ACCELERATORS: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 
 /// The settings of a task's pod.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -68,6 +72,69 @@ pub fn pod_settings(launch: &Launch) -> Result<PodSettings, String> {
     Ok(pod.settings)
 }
 
+/// The resources that a container asks for, with references to the parameters of its task resolved.
+///
+/// # Errors
+/// A reference has no value, or an amount is invalid.
+pub fn resources(container: &PipelineContainerSpec, inputs: &Inputs) -> Result<Resources, String> {
+    let Some(r) = &container.resources else { return Ok(Resources::default()) };
+    let amount = |name: &str, text: &str, number: f64, unit: &str| -> Result<Option<(String, Quantity)>, String> {
+        let text = if !text.is_empty() {
+            resolve_parameters(text, inputs)?
+        } else if number != 0.0 {
+            format!("{number}{unit}")
+        } else {
+            String::new()
+        };
+        // An optional parameter without a value sets nothing either.
+        if text.is_empty() { Ok(None) } else { Ok(Some((name.to_owned(), quantity(name, &text)?))) }
+    };
+    #[allow(deprecated)] // older files have the numbers, which are in cores and in 10^9 bytes
+    let (limits, requests) = (
+        [
+            amount("cpu", &r.resource_cpu_limit, r.cpu_limit, "")?,
+            amount("memory", &r.resource_memory_limit, r.memory_limit, "G")?,
+        ],
+        [
+            amount("cpu", &r.resource_cpu_request, r.cpu_request, "")?,
+            amount("memory", &r.resource_memory_request, r.memory_request, "G")?,
+        ],
+    );
+    let mut limits: BTreeMap<_, _> = limits.into_iter().flatten().collect();
+    if let Some(accelerator) = &r.accelerator {
+        #[allow(deprecated)] // older files have the plain type and the number
+        let (plain_type, plain_count) = (&accelerator.r#type, accelerator.count);
+        let kind = match accelerator.resource_type.as_str() {
+            "" => plain_type.clone(),
+            text => resolve_parameters(text, inputs)?,
+        };
+        let count = match accelerator.resource_count.as_str() {
+            "" if plain_count > 0 => plain_count.to_string(),
+            text => resolve_parameters(text, inputs)?,
+        };
+        if !kind.is_empty() && !count.is_empty() {
+            let count = quantity(&kind, &count)?;
+            limits.insert(kind, count);
+        }
+    }
+    Ok(Resources { limits, requests: requests.into_iter().flatten().collect(), claims: Vec::new() })
+}
+
+/// The accelerators among resources, and the number of each. A pipeline can also name a product, such as `NVIDIA_TESLA_T4`, for a GPU.
+pub fn accelerators(resources: &Resources) -> Vec<(String, u32)> {
+    let mut found: Vec<(String, u32)> = Vec::new();
+    for (name, quantity) in resources.limits.iter().chain(&resources.requests) {
+        let is_product = name.to_ascii_lowercase().starts_with("nvidia") && !name.contains('/');
+        let name = if is_product { GPU } else { name.as_str() };
+        if !NO_ACCELERATORS.contains(&name) && !found.iter().any(|(known, _)| known == name) {
+            found
+                .push((name.to_owned(), quantity.value().unwrap_or(0.0).ceil().clamp(0.0, f64::from(u32::MAX)) as u32));
+        }
+    }
+    found.retain(|(_, count)| *count > 0);
+    found
+}
+
 /// Whether an input refers to the workspace, or is an artifact in it.
 fn uses_workspace(launch: &Launch) -> bool {
     let parameters = launch.inputs.parameters.values();
@@ -94,50 +161,7 @@ impl Pod<'_> {
             let value = resolve_parameters_within(&variable.value, inputs, &budget)?;
             spec.env.push(EnvVar { name: variable.name.clone(), value: Some(value), value_from: None });
         }
-        let Some(resources) = &container.resources else {
-            return Ok(());
-        };
-        let amount = |name: &str, text: &str, number: f64, unit: &str| -> Result<Option<(String, Quantity)>, String> {
-            let text = if !text.is_empty() {
-                resolve_parameters(text, inputs)?
-            } else if number != 0.0 {
-                format!("{number}{unit}")
-            } else {
-                String::new()
-            };
-            // An optional parameter without a value sets nothing either.
-            if text.is_empty() { Ok(None) } else { Ok(Some((name.to_owned(), quantity(name, &text)?))) }
-        };
-        let r = resources;
-        #[allow(deprecated)] // older files have the numbers, which are in cores and in 10^9 bytes
-        let (limits, requests) = (
-            [
-                amount("cpu", &r.resource_cpu_limit, r.cpu_limit, "")?,
-                amount("memory", &r.resource_memory_limit, r.memory_limit, "G")?,
-            ],
-            [
-                amount("cpu", &r.resource_cpu_request, r.cpu_request, "")?,
-                amount("memory", &r.resource_memory_request, r.memory_request, "G")?,
-            ],
-        );
-        let mut limits: BTreeMap<_, _> = limits.into_iter().flatten().collect();
-        if let Some(accelerator) = &r.accelerator {
-            #[allow(deprecated)] // older files have the plain type and the number
-            let (plain_type, plain_count) = (&accelerator.r#type, accelerator.count);
-            let kind = match accelerator.resource_type.as_str() {
-                "" => plain_type.clone(),
-                text => resolve_parameters(text, inputs)?,
-            };
-            let count = match accelerator.resource_count.as_str() {
-                "" if plain_count > 0 => plain_count.to_string(),
-                text => resolve_parameters(text, inputs)?,
-            };
-            if !kind.is_empty() && !count.is_empty() {
-                let count = quantity(&kind, &count)?;
-                limits.insert(kind, count);
-            }
-        }
-        spec.resources = Resources { limits, requests: requests.into_iter().flatten().collect(), claims: Vec::new() };
+        spec.resources = resources(container, inputs)?;
         Ok(())
     }
 

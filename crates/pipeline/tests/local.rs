@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // these are tests
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -11,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use libtest_mimic::{Arguments, Trial};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use slipway_exec::local::guard::guard;
 use slipway_exec::local::supervise;
 use slipway_pipeline::ir::ml_pipelines::component_inputs_spec::ParameterSpec as InputParameter;
 use slipway_pipeline::ir::ml_pipelines::component_outputs_spec::{ArtifactSpec, ParameterSpec as OutputParameter};
@@ -48,6 +50,15 @@ fn main() -> ExitCode {
             runtime().block_on(supervise(Path::new(folder))).unwrap();
             return ExitCode::SUCCESS;
         }
+        ["guard", parent, "--", ref program @ ..] => {
+            let program: Vec<_> = program.iter().map(|word| OsString::from(*word)).collect();
+            return ExitCode::from(runtime().block_on(guard(parent.parse().unwrap(), &program)).unwrap());
+        }
+        ["install", folder, package] => {
+            let folder = Path::new(folder);
+            runtime().block_on(fresh_launcher(folder).execute(installing(Path::new(package))));
+            return ExitCode::SUCCESS;
+        }
         ["serve", folder, kind, counter] => {
             runtime().block_on(launcher(Path::new(folder)).execute(counting(kind, Path::new(counter))));
             return ExitCode::SUCCESS;
@@ -75,6 +86,7 @@ const TESTS: &[(&str, bool, fn())] = &[
     ("vanished_step_fails_and_is_not_repeated", true, || run(vanished_step_fails_and_is_not_repeated)),
     ("packages_that_a_step_installs_are_its_own", true, || run(packages_that_a_step_installs_are_its_own)),
     ("failed_installation_is_the_reason", true, || run(failed_installation_is_the_reason)),
+    ("installers_end_with_their_server", true, || run(installers_end_with_their_server)),
     ("warm_steps_are_fast", true, || run(warm_steps_are_fast)),
     ("commands_run_without_a_container", false, || run(commands_run_without_a_container)),
     ("images_that_cannot_run_here_are_named", false, || run(images_that_cannot_run_here_are_named)),
@@ -111,6 +123,11 @@ fn settings(folder: &Path) -> Settings {
 
 fn launcher(folder: &Path) -> LocalLauncher {
     LocalLauncher::new(settings(folder))
+}
+
+/// A launcher with environments of its own.
+fn fresh_launcher(folder: &Path) -> LocalLauncher {
+    LocalLauncher::new(Settings { environments: folder.join("environments"), ..settings(folder) })
 }
 
 /// Whether the environment of the tests is there, or can be created.
@@ -230,8 +247,10 @@ async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     }
 }
 
+/// Whether a process exists and has not ended; one that has ended may exist until its parent notices.
 fn is_alive(pid: &str) -> bool {
-    test_kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap()).is_ok()
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
 }
 
 async fn lightweight_step_returns_its_outputs(folder: TempDir) {
@@ -446,6 +465,61 @@ async fn failed_installation_is_the_reason(folder: TempDir) {
 }
 
 /// Prints the time of a warm step. The limit is far above what is expected, for machines with other load.
+/// A step that needs the package in a folder.
+fn installing(package: &Path) -> Launch {
+    let install = INSTALL.replace("PACKAGES", &format!("'{}'", package.display()));
+    container("install", "python:3.11", &["sh", "-c", &install, "python3", "-c", "import half; print(half.VALUE)"])
+}
+
+async fn installers_end_with_their_server(folder: TempDir) {
+    // A package that builds itself, so that no index is needed. Its build writes its process id, and then waits as long as there is a file.
+    const BACKEND: &str = r#"
+import os, time, zipfile
+
+def build_wheel(folder, settings=None, metadata=None):
+    with open("PLACE/pid.new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename("PLACE/pid.new", "PLACE/pid")
+    while os.path.exists("PLACE/wait"):
+        time.sleep(0.01)
+    with zipfile.ZipFile(f"{folder}/half-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("half.py", "VALUE = 42")
+        wheel.writestr("half-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: half\nVersion: 1\n")
+        wheel.writestr("half-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("half-1.dist-info/RECORD", "")
+    return "half-1-py3-none-any.whl"
+"#;
+    const PROJECT: &str = "[project]\nname = 'half'\nversion = '1'\n\n[build-system]\nrequires = []\nbuild-backend = 'backend'\n\
+                           backend-path = ['.']\n";
+    let (package, place) = (folder.path().join("package"), folder.path().join("place"));
+    for folder in [&package, &place] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    std::fs::write(package.join("backend.py"), BACKEND.replace("PLACE", place.to_str().unwrap())).unwrap();
+    std::fs::write(package.join("pyproject.toml"), PROJECT).unwrap();
+    std::fs::write(place.join("wait"), "").unwrap();
+    let mut server = Command::new(std::env::current_exe().unwrap())
+        .args([Path::new("install"), folder.path(), &package])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the installation begins", || place.join("pid").exists()).await;
+    let installer = std::fs::read_to_string(place.join("pid")).unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    until("the installer ends with its server", || !is_alive(&installer)).await;
+    let unfinished = std::fs::read_dir(folder.path().join("environments")).unwrap().flatten();
+    let unfinished: Vec<_> = unfinished.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    assert!(unfinished.len() == 1 && !unfinished[0].join("environment.json").exists(), "{unfinished:?}");
+    std::fs::write(unfinished[0].join("venv/remains"), "").unwrap();
+    std::fs::remove_file(place.join("wait")).unwrap();
+    let launcher = fresh_launcher(folder.path());
+    let launch = installing(&package);
+    succeeded(launcher.execute(launch.clone()).await);
+    assert!(log_of(&launcher, &launch).await.contains("42"));
+    assert!(!unfinished[0].join("venv/remains").exists(), "the half-made environment was used");
+}
+
 async fn warm_steps_are_fast(folder: TempDir) {
     const STEPS: usize = 30;
     let launcher = launcher(folder.path());

@@ -3,12 +3,14 @@
 pub(crate) mod routes;
 mod runner;
 mod tracker;
+pub(crate) mod usage;
 pub(crate) mod views;
 
 use std::sync::Arc;
 
 use slipway_access::Routes;
 use slipway_core::home::Home;
+use slipway_core::{files, ids};
 use slipway_exec::{Executor, LocalProcesses};
 use slipway_pipeline::driver::{self, Driver};
 use slipway_pipeline::launch::Launcher;
@@ -67,21 +69,17 @@ pub(crate) async fn execute_here(
     let pipeline_root = folders.artifacts.display().to_string();
     let Steps { variables, inherited, images, mint, limits, runs } = steps;
     let settings = Settings { variables, inherited, images, mint: Some(mint), limits, runs: Some(runs), ..folders };
-    start(platform, Arc::new(LocalLauncher::new(settings)), tracker, pipeline_root).await
+    start(platform, home, Arc::new(LocalLauncher::new(settings)), tracker, pipeline_root).await
 }
 
 /// Starts the execution of runs as pods, and takes up those of an earlier server. Returns the routes for the pods.
 pub(crate) async fn execute_in_cluster(
     platform: &Platform,
+    home: &Home,
     cluster: &Arc<dyn Kubernetes>,
     tracker: Arc<PipelineTracker>,
     executor: Arc<dyn Executor>,
 ) -> Result<Routes, ServerError> {
-    if platform.database.is_shared() {
-        // Two servers must not carry out the same run.
-        platform.pipeline_runner.refuse("pipelines are not executed by several control planes that share a database");
-        return Ok(Routes::new());
-    }
     let Some(image) = cluster.image() else {
         let variable = slipway_core::env::IMAGE;
         platform.pipeline_runner.refuse(format!("pipelines need the image of this installation in {variable}"));
@@ -97,20 +95,35 @@ pub(crate) async fn execute_in_cluster(
         pods::Settings { image: image.name, pull_policy: image.pull_policy, program },
     );
     let routes = launcher.routes();
-    start(platform, Arc::new(launcher), tracker, pods::PIPELINE_ROOT.to_owned()).await?;
+    start(platform, home, Arc::new(launcher), tracker, pods::PIPELINE_ROOT.to_owned()).await?;
     Ok(routes)
 }
 
 async fn start(
     platform: &Platform,
+    home: &Home,
     launcher: Arc<dyn Launcher>,
     tracker: Arc<PipelineTracker>,
     pipeline_root: String,
 ) -> Result<(), ServerError> {
-    let settings = driver::Settings { pipeline_root, max_parallel_tasks: MAX_PARALLEL_TASKS };
+    let owner = owner(home).map_err(|source| ServerError::Home { path: home.work(), source })?;
+    let settings = driver::Settings { owner, pipeline_root, max_parallel_tasks: MAX_PARALLEL_TASKS };
     let driver = Driver::new(platform.database.clone(), launcher, tracker, settings);
     driver.notify_at_ends(platform.pipelines.schedules_changed());
     driver.resume().await?;
     platform.pipeline_runner.set(driver);
     Ok(())
+}
+
+/// The name of this server among those that share the database: as long as the state folder exists, so that a server that is started again
+/// goes on with its runs at once.
+fn owner(home: &Home) -> std::io::Result<String> {
+    let file = home.work().join("pipelines/owner");
+    if let Some(name) = std::fs::read_to_string(&file).ok().filter(|name| !name.is_empty()) {
+        return Ok(name);
+    }
+    let name = ids::hex32();
+    std::fs::create_dir_all(home.work().join("pipelines"))?;
+    files::replace(&file, name.as_bytes())?;
+    Ok(name)
 }

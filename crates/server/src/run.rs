@@ -180,8 +180,13 @@ impl Server {
                 Some(cluster) => {
                     let routes = crate::controller::routes(Arc::<RunTracker>::clone(&tracker), Arc::clone(&mint));
                     let executor = cluster.executor(tracker, mint);
-                    let steps =
-                        pipeline::execute_in_cluster(&platform, cluster, pipeline_tracker, Arc::clone(&executor));
+                    let steps = pipeline::execute_in_cluster(
+                        &platform,
+                        &options.home,
+                        cluster,
+                        pipeline_tracker,
+                        Arc::clone(&executor),
+                    );
                     controller_routes = routes.merge(steps.await?);
                     platform.set_executor(executor);
                 }

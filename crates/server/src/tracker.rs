@@ -16,6 +16,11 @@ use crate::data;
 /// MLflow's statuses of an unfinished run.
 const ACTIVE_STATUSES: [&str; 2] = ["RUNNING", "SCHEDULED"];
 
+/// The metrics of a tracked run with what its GPUs did, next to the system metrics of MLflow's clients.
+pub(crate) const GPU_BUSY_SECONDS: &str = "system/gpu_busy_seconds";
+pub(crate) const GPU_IDLE_SECONDS: &str = "system/gpu_idle_seconds";
+pub(crate) const GPU_ENERGY_JOULES: &str = "system/gpu_energy_joules";
+
 /// A [`Tracker`] on top of [`Tracking`].
 pub(crate) struct RunTracker {
     pub(crate) tracking: Tracking,
@@ -148,7 +153,7 @@ fn belongs_to(tags: &[KeyValue], namespace: &str) -> bool {
     run.and_then(|t| t.value.split_once('/')).is_some_and(|(owner, _)| owner == namespace)
 }
 
-/// The GPU usage of all attempts, as metrics next to the system metrics of MLflow's clients, and a tag with the GPUs.
+/// The GPU usage of all attempts as metrics, and a tag with the GPUs.
 fn gpu_usage(status: &RunStatus, at: i64) -> (Vec<NewMetric>, Vec<KeyValue>) {
     let gpus: Vec<&GpuUse> = status.attempts.iter().flat_map(|a| &a.gpus).collect();
     if gpus.is_empty() {
@@ -156,12 +161,12 @@ fn gpu_usage(status: &RunStatus, at: i64) -> (Vec<NewMetric>, Vec<KeyValue>) {
     }
     let sum = |field: fn(&GpuUse) -> f64| gpus.iter().map(|g| field(g)).sum::<f64>();
     let (busy, idle) = (sum(|g| g.busy_seconds), sum(|g| g.idle_seconds));
-    let mut values = vec![("energy_joules", sum(|g| g.joules)), ("busy_seconds", busy), ("idle_seconds", idle)];
+    let mut values = vec![(GPU_ENERGY_JOULES, sum(|g| g.joules)), (GPU_BUSY_SECONDS, busy), (GPU_IDLE_SECONDS, idle)];
     if busy + idle > 0.0 {
-        values.push(("busy_percent", 100.0 * busy / (busy + idle)));
+        values.push(("system/gpu_busy_percent", 100.0 * busy / (busy + idle)));
     }
-    let metric = |(name, value): (&str, f64)| NewMetric {
-        key: format!("system/gpu_{name}"),
+    let metric = |(key, value): (&str, f64)| NewMetric {
+        key: key.to_owned(),
         value,
         timestamp: at,
         step: 0,

@@ -38,6 +38,15 @@ pub(crate) enum Command {
     /// Stop the platform of this state folder, or uninstall it from a cluster
     #[command(after_help = "Example:\n  slipway down\n  slipway down --kube")]
     Down(Kube),
+    /// Run a program that ends when the process which started this one does
+    #[command(hide = true, after_help = "Example:\n  slipway guard PID -- PROGRAM ARGUMENTS")]
+    Guard {
+        /// Process id of the parent process
+        parent: i32,
+        /// The program and its arguments
+        #[arg(last = true, required = true, value_name = "PROGRAM")]
+        program: Vec<std::ffi::OsString>,
+    },
     /// Supervise the process of a local run
     #[command(hide = true, after_help = "Example:\n  slipway supervise FOLDER")]
     Supervise {

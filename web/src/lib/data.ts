@@ -106,6 +106,8 @@ export interface Values {
 }
 export interface Plots {
   plots: { title: string; light: string; dark: string; legend: { name: string; color: string; dash: string }[] }[];
+  /** Plots that are pictures; `url` has the bytes. */
+  pictures: { title: string; pictures: { revision: string; path: string; url: string }[] }[];
   failures: string[];
 }
 export interface Experiments {

@@ -1,11 +1,13 @@
-// What the command palette leads to: pages, experiments, runs, models and deployments.
+// What the command palette leads to: pages, experiments, runs, models, deployments, pipelines with their runs and schedules.
 
 import { pages, references } from "../navigation";
 import { api } from "./api";
 import type { IconName } from "./icons";
+import { NOT_ARCHIVED, predicatesOf } from "./pipeline/filter";
+import { pipelines, type RunFacts } from "./pipelines";
 
 export interface Destination {
-  kind: "page" | "experiment" | "run" | "model" | "deployment";
+  kind: "page" | "experiment" | "run" | "model" | "deployment" | "pipeline" | "pipeline run" | "schedule";
   name: string;
   /** Shown beside the name; the palette searches it too. */
   detail: string;
@@ -32,6 +34,8 @@ async function runs(experiments: Map<string, string>, filter: string, max: numbe
   return found.runs.map(({ info }) => ({ kind: "run", name: info.run_name, detail: experiments.get(info.experiment_id) ?? "", href: `/runs/${info.run_id}`, icon: "run", words: info.run_id }));
 }
 
+const pipelineRun = (run: RunFacts): Destination => ({ kind: "pipeline run", name: run.displayName, detail: run.pipelineName, href: `/pipelines/runs/${run.runId}`, icon: "flow", words: run.runId });
+
 /** Everything that one user may open. A list that the user may not read, or that fails, is left out. */
 export class Destinations {
   #experiments = new Map<string, string>();
@@ -47,14 +51,23 @@ export class Destinations {
       (await api.models()).map((m): Destination => ({ kind: "model", name: m.name, detail: "", href: `/models/${encodeURIComponent(m.name)}`, icon: "box" }));
     const deployments = async () =>
       (await api.deployments()).map((d): Destination => ({ kind: "deployment", name: d.name, detail: d.variants.map((v) => v.name).join(", "), href: "/deployments", icon: "rocket" }));
-    const found = await Promise.allSettled([models(), deployments(), experiments()]);
+    const ofPipelines = async (): Promise<Destination[]> =>
+      (await pipelines.list("")).items.map((p) => ({ kind: "pipeline", name: p.display_name, detail: p.description ?? "", href: `/pipelines/definitions/${p.pipeline_id}`, icon: "flow" }));
+    const schedules = async (): Promise<Destination[]> =>
+      (await pipelines.schedules("")).items.map((s) => ({ kind: "schedule", name: s.display_name, detail: s.status === "ENABLED" ? "" : "off", href: "/pipelines?view=schedules", icon: "waiting" }));
+    const pipelineRuns = async () => (await pipelines.runs({ namespace: "" }, [NOT_ARCHIVED])).items.map(pipelineRun);
+    const found = await Promise.allSettled([models(), deployments(), ofPipelines(), schedules(), pipelineRuns(), experiments()]);
     return found.filter(isSettled).flatMap((f) => f.value);
   }
 
   /** Runs whose name contains a text, also those that are not among the newest. */
-  olderRuns(text: string): Promise<Destination[]> {
+  async olderRuns(text: string): Promise<Destination[]> {
     // LIKE has two wildcards, and MLflow's filters know no escape for a quotation mark.
     const pattern = text.replace(/['%_\\]/g, "");
-    return pattern.length < 2 ? Promise.resolve([]) : runs(this.#experiments, `attributes.run_name ILIKE '%${pattern}%'`, MAX_FOUND_RUNS);
+    if (pattern.length < 2) return [];
+    const tracked = runs(this.#experiments, `attributes.run_name ILIKE '%${pattern}%'`, MAX_FOUND_RUNS);
+    const ofPipelines = pipelines.runs({ namespace: "" }, [...predicatesOf({ text }), NOT_ARCHIVED], "", MAX_FOUND_RUNS).then((page) => page.items.map(pipelineRun));
+    const found = await Promise.allSettled([ofPipelines, tracked]);
+    return found.filter(isSettled).flatMap((f) => f.value);
   }
 }

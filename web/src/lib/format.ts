@@ -4,6 +4,7 @@ const integers = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 });
 const decimals = new Intl.NumberFormat(undefined, { maximumFractionDigits: 4 });
 const oneDigit = new Intl.NumberFormat(undefined, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 const scientific = new Intl.NumberFormat(undefined, { notation: "scientific", maximumFractionDigits: 3 });
+const currency = new Intl.NumberFormat(undefined, { style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", minimumFractionDigits: 2, maximumFractionDigits: 4 });
 const dates = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
@@ -22,6 +23,9 @@ export function number(value: number | string | null | undefined): string {
 
 /** A share, 0 to 100. */
 export const percent = (n: number | null | undefined) => (n === undefined || n === null ? "–" : `${integers.format(n)} %`);
+
+/** US dollars; small amounts with up to four decimals. */
+export const dollars = (n: number) => currency.format(n);
 
 /** A duration in microseconds, such as a latency. */
 export function micros(us: number): string {

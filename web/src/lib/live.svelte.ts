@@ -6,13 +6,13 @@ export class Live<T> {
   value = $state<T>();
   error = $state<string>();
   #timer: ReturnType<typeof setTimeout> | undefined;
-  #fetch: () => Promise<T>;
+  #fetch: (previous: T | undefined) => Promise<T>;
   #interval: number | ((value: T | undefined) => number);
   #latestRequest = 0;
   #closed = false;
 
-  /** Fetches at once and then every `interval` milliseconds, which can depend on the value; 0 fetches no more. */
-  constructor(fetch: () => Promise<T>, interval: number | ((value: T | undefined) => number) = 2000) {
+  /** Fetches at once and then every `interval` milliseconds, which can depend on the value; 0 fetches no more. `fetch` gets the value before. */
+  constructor(fetch: (previous: T | undefined) => Promise<T>, interval: number | ((value: T | undefined) => number) = 2000) {
     this.#fetch = fetch;
     this.#interval = interval;
     void this.refresh();
@@ -27,7 +27,7 @@ export class Live<T> {
     const request = ++this.#latestRequest;
     if (!document.hidden || this.value === undefined) {
       try {
-        const value = await this.#fetch();
+        const value = await this.#fetch(this.value);
         // Drop the response if a newer request has started meanwhile.
         if (request !== this.#latestRequest) return;
         this.value = value;

@@ -1,7 +1,7 @@
 // Client of pipelines: Kubeflow's API, as its own clients use it, and slipway's views of runs, which are smaller and say more of a task.
 
 import { call, fetchOk } from "./api";
-import type { Compiled } from "./pipeline/spec";
+import type { Outline } from "./pipeline/graph";
 
 export interface Pipeline {
   pipeline_id: string;
@@ -18,7 +18,6 @@ export interface Version {
   display_name: string;
   description?: string;
   created_at: string;
-  pipeline_spec: Compiled;
 }
 export interface Experiment {
   experiment_id: string;
@@ -29,19 +28,6 @@ export interface VersionReference {
   pipeline_version_id?: string;
 }
 export type RunState = "PENDING" | "RUNNING" | "SUCCEEDED" | "SKIPPED" | "FAILED" | "CANCELING" | "CANCELED" | "PAUSED";
-/** A run in a list. Times are RFC 3339; one that is not known is 1970. */
-export interface ListedRun {
-  run_id: string;
-  experiment_id: string;
-  display_name: string;
-  state: RunState;
-  created_at: string;
-  finished_at: string;
-  pipeline_spec?: Compiled;
-  pipeline_version_reference?: VersionReference;
-  recurring_run_id?: string;
-  error?: { message: string };
-}
 export interface Schedule {
   recurring_run_id: string;
   display_name: string;
@@ -49,7 +35,6 @@ export interface Schedule {
   max_concurrency: string;
   no_catchup?: boolean;
   trigger?: { cron_schedule?: { cron: string; start_time?: string; end_time?: string }; periodic_schedule?: { interval_second: string } };
-  pipeline_spec?: Compiled;
   pipeline_version_reference?: VersionReference;
   runtime_config?: { parameters?: Record<string, unknown> };
   error?: { message: string };
@@ -124,6 +109,39 @@ export interface Page<T> {
   next: string;
 }
 
+/** A condition of a list, as Kubeflow's API has it. */
+export interface Predicate {
+  operation: "EQUALS" | "IS_SUBSTRING";
+  key: string;
+  string_value: string;
+}
+/** Where a task is executed, and with what. */
+export interface Environment {
+  image: string;
+  packages: string[];
+  variables: [name: string, value: string][];
+  /** Amounts by the name of the resource, as in Kubernetes. */
+  resources: Record<string, string | number>;
+  program: string;
+}
+/** What the tasks of a run reserved while they ran, and what was measured on their GPUs. */
+export interface Usage {
+  taskSeconds: number;
+  /** Seconds times processors, and times accelerators by the name of the resource. */
+  processorSeconds: number;
+  acceleratorSeconds: Record<string, number>;
+  tasks: { path: string; seconds: number; processors: number; accelerators?: Record<string, number> }[];
+  measured: { busySeconds: number; idleSeconds: number; joules: number } | null;
+}
+/** An artifact that a task was given or gave; a list has several of one name. */
+export interface ArtifactPlace {
+  run: string;
+  task: string;
+  of: "inputs" | "outputs";
+  name: string;
+  index: number;
+}
+
 const kubeflow = "/apis/v2beta1";
 const own = "/api/v1/pipelines/runs";
 /** Entries of a page of a list, and the most that the server gives at once. */
@@ -167,9 +185,13 @@ export const pipelines = {
   experiments: (namespace: string) => page<Experiment>("experiments", "experiments", { namespace, sort_by: "created_at desc" }),
   createExperiment: (display_name: string, namespace: string) => call<Experiment>(`${kubeflow}/experiments`, post({ display_name, namespace })),
 
-  runs: (namespace: string, filter: unknown, token = "") =>
-    page<ListedRun>("runs", "runs", { namespace, page_token: token, sort_by: "created_at desc", filter: filter ? JSON.stringify(filter) : "" }),
-  create: (run: NewRun) => call<ListedRun>(`${kubeflow}/runs`, post(runBody(run))),
+  /** Runs, the newest first. */
+  runs: async (where: { namespace: string; experiment?: string }, predicates: Predicate[], token = "", size = PAGE): Promise<Page<RunFacts>> => {
+    const query = parameters({ ...where, filter: JSON.stringify({ predicates }), page_size: String(size), page_token: token });
+    const { runs, total, nextPageToken } = await call<{ runs: RunFacts[]; total: number; nextPageToken: string }>(`${own}?${query}`);
+    return { items: runs, total, next: nextPageToken };
+  },
+  create: (run: NewRun) => call<{ run_id: string }>(`${kubeflow}/runs`, post(runBody(run))),
   cancel: (run: string) => call(`${kubeflow}/runs/${id(run)}:terminate`, { method: "POST" }),
   retry: (run: string) => call(`${kubeflow}/runs/${id(run)}:retry`, { method: "POST" }),
 
@@ -178,22 +200,26 @@ export const pipelines = {
   task: (run: string, path: string) => call<Task>(`${own}/${id(run)}/task?${new URLSearchParams({ task: path })}`),
   /** A run with everything that is known of its tasks. */
   complete: (run: string) => call<RunFacts & { tasks: Task[] }>(`${own}/${id(run)}`),
-  specification: async (run: string) => (await call<{ specification: Compiled }>(`${own}/${id(run)}/specification`)).specification,
+  specification: async (run: string) => (await call<{ specification: unknown }>(`${own}/${id(run)}/specification`)).specification,
+  outline: (run: string) => call<Outline>(`${own}/${id(run)}/outline`),
+  versionOutline: (pipeline: string, version: string) => call<Outline>(`/api/v1/pipelines/definitions/${id(pipeline)}/versions/${id(version)}/outline`),
+  environment: (run: string, task: string) => call<Environment>(`${own}/${id(run)}/environment?${new URLSearchParams({ task })}`),
+  usage: (run: string) => call<Usage>(`${own}/${id(run)}/usage`),
   log: (run: string, task: string, attempt: number | undefined, follow: boolean, signal: AbortSignal) =>
     fetchOk(`${own}/${id(run)}/log?${parameters({ task, attempt: attempt?.toString(), follow: String(follow) })}`, { signal }),
-  /** The beginning of an output artifact of a task, at most `limit` bytes; of its first one, if the output is a list. */
-  artifact: async (run: string, task: string, output: string, limit: number): Promise<{ bytes: Uint8Array<ArrayBuffer>; truncated: boolean }> => {
-    const response = await fetchOk(`${kubeflow}/runs/${id(run)}/nodes/${id(task)}/artifacts/${id(output)}:read`);
-    const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
-    // The response is `{"data":"…"}` with the content as Base64, of which four characters are three bytes.
-    const [start, wanted] = ['{"data":"'.length, Math.ceil(limit / 3) * 4];
-    let text = "";
-    for (let part = await reader.read(); !part.done && text.length < start + wanted; part = await reader.read()) text += part.value;
+  /** The beginning of an artifact, at most `limit` bytes. */
+  artifact: async ({ run, index, ...place }: ArtifactPlace, limit: number): Promise<{ bytes: Uint8Array<ArrayBuffer>; truncated: boolean }> => {
+    const response = await fetchOk(`${own}/${id(run)}/artifact?${new URLSearchParams({ ...place, index: String(index) })}`);
+    const reader = response.body!.getReader();
+    const parts: Uint8Array<ArrayBuffer>[] = [];
+    let length = 0;
+    for (let part = await reader.read(); !part.done && length <= limit; part = await reader.read()) {
+      parts.push(part.value);
+      length += part.value.length;
+    }
     await reader.cancel();
-    const content = text.slice(start, start + wanted);
-    const end = content.indexOf('"');
-    const bytes = Uint8Array.from(atob(end < 0 ? content : content.slice(0, end)), (character) => character.charCodeAt(0));
-    return { bytes, truncated: end < 0 && text.length > start + wanted + 2 };
+    const bytes = new Uint8Array(await new Blob(parts).slice(0, limit).arrayBuffer());
+    return { bytes, truncated: length > limit };
   },
 
   schedules: (namespace: string, token = "") => page<Schedule>("recurringruns", "recurringRuns", { namespace, page_token: token, sort_by: "created_at desc" }),

@@ -6,19 +6,19 @@ const FAN = 10_000 - 4 - ITERATIONS * (STEPS.length + 1);
 const START = Date.UTC(2026, 0, 15, 8);
 
 export function bigRun() {
-  const reference = (name, needs = []) => ({ taskInfo: { name }, componentRef: { name: "comp-step" }, ...(needs.length ? { dependentTasks: needs } : {}) });
+  const node = (name, component = "comp-step") => ({
+    name, displayName: name, component, kind: component === "comp-step" ? { type: "container", image: "python:3.11" } : { type: "graph" },
+    ...(component === "comp-loop" ? { iterates: { items: "items", parallelism: 0 } } : {}), runsAfterFailures: false, isCacheable: true, retries: 0,
+  });
+  const edge = (from, to) => ({ from, to });
   const fan = Array.from({ length: FAN }, (_, i) => `fan-${i + 1}`);
-  const tasks = {
-    prepare: reference("prepare"),
-    loop: { taskInfo: { name: "loop" }, componentRef: { name: "comp-loop" }, dependentTasks: ["prepare"], parameterIterator: { itemInput: "item", items: { inputParameter: "items" } } },
-    finish: reference("finish", ["loop", ...fan]),
-    ...Object.fromEntries(fan.map((name) => [name, reference(name, ["prepare"])])),
-  };
-  const inside = Object.fromEntries(STEPS.map((name, i) => [name, reference(name, i ? [STEPS[i - 1]] : [])]));
-  const specification = {
-    pipelineInfo: { name: "big" }, root: { dag: { tasks } },
-    components: { "comp-step": { executorLabel: "exec-step" }, "comp-loop": { dag: { tasks: inside } } },
-    deploymentSpec: { executors: { "exec-step": { container: { image: "python:3.11", command: ["true"] } } } },
+  const outline = {
+    name: "big", description: "", inputs: [],
+    root: {
+      nodes: [node("prepare"), node("loop", "comp-loop"), node("finish"), ...fan.map((name) => node(name))],
+      edges: [edge("prepare", "loop"), edge("loop", "finish"), ...fan.flatMap((name) => [edge("prepare", name), edge(name, "finish")])], outputs: {},
+    },
+    components: { "comp-loop": { nodes: STEPS.map((name) => node(name)), edges: STEPS.slice(1).map((name, i) => edge(STEPS[i], name)), outputs: {} } },
   };
   const list = [];
   const add = (path, kind, at, more = {}) => list.push({ path, kind, state: "SUCCEEDED", attempt: kind === "CONTAINER" ? 1 : 0, createdAt: START + at, startedAt: START + at + 5, finishedAt: START + at + 900, ...more });
@@ -35,5 +35,5 @@ export function bigRun() {
     runId: "big", trackedRunId: "big", displayName: "big", pipelineName: "big", experimentId: "", recurringRunId: "", namespace: "", state: "FAILED", error: "",
     parameters: {}, createdAt: START, finishedAt: START + 26_000, changes: 1, tasks: list,
   };
-  return { run, specification };
+  return { run, outline };
 }

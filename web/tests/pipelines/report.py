@@ -26,7 +26,14 @@ def measure(
 
 
 @dsl.component(base_image="python:3.11")
-def write(words: str, scores: List[float], options: Dict, page: Output[HTML], notes: Output[Markdown]) -> str:
+def write(
+    words: str,
+    scores: List[float],
+    options: Dict,
+    tables: Input[List[Dataset]],
+    page: Output[HTML],
+    notes: Output[Markdown],
+) -> str:
     """Writes a report in two forms."""
     with open(page.path, "w") as file:
         file.write(
@@ -78,7 +85,8 @@ def report(
     """
     with dsl.ParallelFor(items=labels) as label:
         measured = measure(label=label, rate=rate)
-    write(words=words, scores=dsl.Collected(measured.outputs["Output"]), options=options)
+    scores, tables = dsl.Collected(measured.outputs["Output"]), dsl.Collected(measured.outputs["table"])
+    write(words=words, scores=scores, options=options, tables=tables)
     counted = count(lines=lines, fail=fail).set_caching_options(False)
     with dsl.If(counted.output > 100):
         praise(score=counted.output)

@@ -31,12 +31,12 @@ pub use objects::{CachePlace, Children, FileEntry, FolderEntry, Places, RemotePl
 pub use opened::Opened;
 pub use preview::{Picture, Preview, Shown};
 pub use registry::{MIGRATION, NewRepository, Registered};
-pub use reports::{Experiments, Plot, PlotLine, Plots, RevisionValues, Values};
+pub use reports::{Experiments, Pictures, Plot, PlotLine, PlotPicture, Plots, RevisionValues, Values};
 
 use crate::error::DataError;
 use crate::external::redact;
 use crate::incoming::TEMPORARY;
-use crate::versions::update_mirror;
+use crate::scm::mirror::{self, Receiver};
 
 /// Number of requests that read repositories at the same time.
 const READERS: usize = 4;
@@ -182,10 +182,9 @@ impl Catalog {
         };
         let mut updated = update.lock().await;
         if updated.is_none_or(|time| time.elapsed() > MIRROR_TTL) || !path.is_dir() {
-            let outcome =
-                tokio::time::timeout(CLONE_TIMEOUT, update_mirror(&registered.location, "HEAD", &path, &[])).await;
-            let failure = match outcome {
-                Ok(Ok(())) => None,
+            let update = mirror::update(&registered.location, None, &path, Receiver::Service(None));
+            let failure = match tokio::time::timeout(CLONE_TIMEOUT, update).await {
+                Ok(Ok(_)) => None,
                 Ok(Err(reason)) => Some(reason),
                 Err(_) => Some(format!("it was not received within {} s", CLONE_TIMEOUT.as_secs())),
             };
@@ -213,10 +212,16 @@ impl Catalog {
         for entry in entries {
             let entry = entry.map_err(DataError::io(&self.0.mirrors))?;
             let name = entry.file_name();
+            let stem = Path::new(&name).file_stem().unwrap_or_default();
             // A mirror that is being received has a temporary name.
             let is_complete = !name.to_string_lossy().starts_with(TEMPORARY);
-            if is_complete && !used.iter().any(|used| name == used.as_str()) {
-                std::fs::remove_dir_all(entry.path()).map_err(DataError::io(entry.path()))?;
+            if is_complete && !used.iter().any(|used| stem == used.as_str()) {
+                let is_lock = entry.path().extension().is_some_and(|extension| extension == mirror::LOCK);
+                let removed = match is_lock {
+                    true => std::fs::remove_file(entry.path()),
+                    false => std::fs::remove_dir_all(entry.path()),
+                };
+                removed.map_err(DataError::io(entry.path()))?;
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use super::objects::below;
 use super::opened::Opened;
 use crate::error::DataError;
 use crate::model::Digest;
+use crate::parquet;
 use crate::reports::plots::separated_rows;
 use crate::stage::Output;
 
@@ -20,6 +21,8 @@ const MAX_ROWS: usize = 100;
 const MAX_COLUMNS: usize = 50;
 /// Maximum characters of a cell.
 const MAX_CELL_CHARS: usize = 300;
+/// Maximum bytes of a Parquet file that is only in a remote.
+const MAX_PARQUET_BYTES: u64 = 8 << 20;
 /// Maximum bytes of a picture.
 const MAX_PICTURE_BYTES: u64 = 8 << 20;
 
@@ -28,7 +31,7 @@ const MAX_PICTURE_BYTES: u64 = 8 << 20;
 #[serde(tag = "kind", rename_all = "lowercase")]
 #[schemars(rename = "ShownData")]
 pub enum Shown {
-    /// A table with comma- or tab-separated values, or JSON lines.
+    /// A table with comma- or tab-separated values, JSON lines, or a Parquet file.
     Table {
         /// The titles of the columns.
         columns: Vec<String>,
@@ -180,11 +183,44 @@ impl Opened {
     pub fn preview(&self, path: &str) -> Result<Preview, DataError> {
         let (output, digest) = self.file(path)?;
         let (bytes, is_complete) = self.object(&output, &digest, MAX_TEXT_BYTES)?;
-        let (shown, truncated) = show(path, &bytes, is_complete);
+        let (shown, truncated) = match parquet::is_parquet(&bytes) {
+            true => self.parquet(&output, &digest, &bytes, is_complete)?,
+            false => show(path, &bytes, is_complete),
+        };
         let read = is_complete.then_some(bytes.len() as u64);
         let recorded = if output.digest == Some(digest) { output.meta.size } else { None };
         let size = read.or_else(|| self.cached_size(output.hash, &digest)).or(recorded);
         Ok(Preview { digest: digest.to_string(), size, truncated, shown })
+    }
+
+    /// The first rows of a Parquet file. Its metadata is at its end, so the file is in the cache or small.
+    fn parquet(
+        &self,
+        output: &Output,
+        digest: &Digest,
+        start: &[u8],
+        is_complete: bool,
+    ) -> Result<(Shown, bool), DataError> {
+        let found = if is_complete {
+            parquet::first_rows(&start, MAX_ROWS, MAX_COLUMNS)
+        } else if let Some(file) = self.project.cache_of(output.hash).open_object(digest)? {
+            parquet::first_rows(&file, MAX_ROWS, MAX_COLUMNS)
+        } else {
+            let (bytes, is_complete) = self.object(output, digest, MAX_PARQUET_BYTES)?;
+            if !is_complete {
+                return Ok((Shown::Binary, true));
+            }
+            parquet::first_rows(&bytes.as_slice(), MAX_ROWS, MAX_COLUMNS)
+        };
+        Ok(match found {
+            Ok(table) => {
+                let cells = |row: &Vec<String>| row.iter().map(|text| cell(text)).collect::<Vec<_>>();
+                let rows = table.rows.iter().map(cells).collect();
+                (Shown::Table { columns: cells(&table.columns), rows }, table.has_more)
+            }
+            // A file that only begins like a Parquet file.
+            Err(_) => (Shown::Binary, false),
+        })
     }
 
     /// The picture at a path of a version.

@@ -8,7 +8,7 @@ use super::opened::Opened;
 use crate::error::DataError;
 use crate::experiments::{show, table};
 use crate::reports::changes::{flatten, with_lists_as_text};
-use crate::reports::plots::{collect, figures};
+use crate::reports::plots::{self, collect, figures};
 use crate::reports::python::{self, Rounding};
 use crate::reports::revisions::at;
 use crate::reports::{Files, metrics, params};
@@ -23,6 +23,8 @@ const MAX_VALUES: usize = 5000;
 const MAX_VALUE_CHARS: usize = 500;
 /// Maximum number of plots.
 const MAX_PLOTS: usize = 40;
+/// Maximum bytes of the pictures of a page.
+const MAX_PICTURE_BYTES: usize = 16 << 20;
 /// Maximum number of commits whose experiments are listed.
 const MAX_BASELINES: usize = 20;
 /// Maximum number of experiments in a table.
@@ -82,12 +84,36 @@ pub struct Plot {
     pub legend: Vec<PlotLine>,
 }
 
+/// A picture of a revision.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "DataPlotPicture")]
+pub struct PlotPicture {
+    /// The revision.
+    pub revision: String,
+    /// The file.
+    pub path: String,
+    /// Its bytes as a `data:` URL. A browser runs no script of a picture that it shows in an `<img>`.
+    pub url: String,
+}
+
+/// A plot that consists of pictures.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "DataPictures")]
+pub struct Pictures {
+    /// The title.
+    pub title: String,
+    /// The pictures, in the order of the revisions.
+    pub pictures: Vec<PlotPicture>,
+}
+
 /// The plots of several revisions.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "DataPlots")]
 pub struct Plots {
-    /// The plots.
+    /// The plots with points.
     pub plots: Vec<Plot>,
+    /// The plots with pictures.
+    pub pictures: Vec<Pictures>,
     /// What could not be read.
     pub failures: Vec<String>,
 }
@@ -136,6 +162,30 @@ fn add(rows: &mut Vec<RevisionValues>, files: &Files, number: usize, count: usiz
     }
 }
 
+/// The plots that consist of pictures, up to the limits of a page, and which pictures exceed them.
+fn pictures(found: &plots::Plots) -> (Vec<Pictures>, Vec<String>) {
+    let (mut groups, mut too_large, mut total) = (Vec::new(), Vec::new(), 0);
+    for (title, content) in &found.plots {
+        let plots::Content::Pictures(pictures) = content else { continue };
+        if groups.len() == MAX_PLOTS {
+            break;
+        }
+        let mut group = Pictures { title: title.clone(), pictures: Vec::new() };
+        for picture in pictures {
+            let (revision, path) = (picture.revision.clone(), picture.path.clone());
+            if total + picture.bytes.len() > MAX_PICTURE_BYTES {
+                too_large.push(format!("{path} in {revision}: a page shows at most 16 MiB of pictures"));
+                continue;
+            }
+            total += picture.bytes.len();
+            group.pictures.push(PlotPicture { revision, path, url: picture.data_url() });
+        }
+        groups.push(group);
+    }
+    groups.retain(|group| !group.pictures.is_empty());
+    (groups, too_large)
+}
+
 impl Opened {
     /// Metrics and parameters of these revisions.
     ///
@@ -181,14 +231,15 @@ impl Opened {
         let found = collect(&self.project, &[], revisions, &Value::Map(Vec::new()))?;
         let unread = found.failures.iter().map(|failure| format!("{}: {}", failure.revision, failure.failure.message));
         let shown = |text| short(self.without_paths(DataError::Invalid(text)).to_string());
-        let failures = not_received.into_iter().chain(unread).map(shown).collect();
+        let (pictures, too_large) = pictures(&found);
+        let failures = not_received.into_iter().chain(unread).chain(too_large).map(shown).collect();
         let line =
             |(name, color, dash): (String, &str, &str)| PlotLine { name, color: color.into(), dash: dash.into() };
         let plots = figures(&found).into_iter().take(MAX_PLOTS).map(|figure| {
             let [light, dark] = figure.svg;
             Plot { title: figure.title, light, dark, legend: figure.legend.into_iter().map(line).collect() }
         });
-        Ok(Plots { plots: plots.collect(), failures })
+        Ok(Plots { plots: plots.collect(), pictures, failures })
     }
 
     /// The table of the last `count` commits with their experiments.
@@ -225,5 +276,28 @@ impl Opened {
             metrics: found.metrics.into_iter().collect(),
             rows: found.table.rows.into_iter().map(|row| row.into_iter().map(short).collect()).collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reports::plots::{Content, Picture};
+
+    #[test]
+    fn pictures_are_sent_up_to_the_limit_of_a_page() {
+        let picture = |revision: &str, path: &str, size| Picture {
+            revision: revision.into(),
+            path: path.into(),
+            bytes: vec![b'a'; size],
+        };
+        let large = MAX_PICTURE_BYTES - 2;
+        let content = vec![picture("v1", "a.svg", 1), picture("v2", "a.svg", large), picture("main", "a.svg", 2)];
+        let found = plots::Plots { plots: vec![("a.svg".into(), Content::Pictures(content))], failures: Vec::new() };
+        let (groups, too_large) = pictures(&found);
+        let revisions: Vec<_> = groups[0].pictures.iter().map(|picture| picture.revision.as_str()).collect();
+        assert_eq!((groups.len(), revisions), (1, vec!["v1", "v2"]));
+        assert_eq!(groups[0].pictures[0].url, "data:image/svg+xml;base64,YQ==");
+        assert_eq!(too_large, ["a.svg in main: a page shows at most 16 MiB of pictures"]);
     }
 }

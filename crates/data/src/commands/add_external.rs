@@ -4,7 +4,7 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::add::{check_links, check_overlaps};
 use super::checkout::restore;
-use super::import::{existing_item, finish, set_output, target_of};
+use super::import::{existing_item, finish, set_output, take_item, target_of};
 use super::{GitFiles, Talk};
 use crate::cache::Cache;
 use crate::error::DataError;
@@ -13,7 +13,7 @@ use crate::external::location::Item;
 use crate::model::{Digest, HashName};
 use crate::project::Project;
 use crate::remote::Remote;
-use crate::snapshot::{self, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::stage::{DVC_SUFFIX, Stage};
 
 /// How to add.
@@ -66,35 +66,13 @@ pub async fn add(
         git_files.push(stage.file.clone());
         git_files.finish(project)?
     } else {
-        let taken = store(project, &location, &item, options.jobs).await?;
-        set_output(&mut stage.outs[0], &taken);
+        let taken = take_item(project, &location, &item, Some(&project.cache), options.jobs).await?;
+        set_output(&mut stage.outs[0], &taken.into_copy());
         restore(project, &stage.outs[0], options.force, talk)?;
         finish(project, &stage)?
     };
     project.state.save()?;
     Ok(git_files)
-}
-
-/// Stores the data of a location in the project's cache.
-async fn store(
-    project: &Project,
-    location: &Location,
-    item: &Item,
-    jobs: Option<usize>,
-) -> Result<Snapshot, DataError> {
-    let folder = tempfile::tempdir_in(project.tmp()).map_err(DataError::io(project.tmp()))?;
-    let received = folder.path().join("data");
-    let path = match location.local() {
-        Some(path) => path,
-        None => {
-            location.download(item, &received, jobs).await?;
-            &received
-        }
-    };
-    let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, Some(&project.cache))?;
-    let mut taken = taken.ok_or_else(|| DataError::Missing(location.written.clone()))?;
-    taken.meta.is_exec = false; // As in DVC, a copy is not executable.
-    Ok(taken)
 }
 
 /// Sends the data of a location to a remote without a copy in the cache or workspace, and returns its identity. `command` is part of the
@@ -110,18 +88,8 @@ pub(super) async fn transfer(
     let remote = Remote::open(&project.config, remote, command)?;
     let jobs = remote.concurrency(jobs);
     let folder = tempfile::tempdir_in(project.tmp()).map_err(DataError::io(project.tmp()))?;
-    let received = folder.path().join("data");
-    let path = match location.local() {
-        Some(path) => path,
-        None => {
-            location.download(item, &received, Some(jobs)).await?;
-            &received
-        }
-    };
-    let cache = Cache::new(&folder.path().join("cache"), HashName::Md5, false);
-    let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, Some(&cache))?;
-    let mut taken = taken.ok_or_else(|| DataError::Missing(location.written.clone()))?;
-    taken.meta.is_exec = false;
+    let cache = Cache::new(folder.path(), HashName::Md5, false);
+    let taken = take_item(project, location, item, Some(&cache), Some(jobs)).await?.into_copy();
     let mut objects: Vec<(HashName, Digest)> =
         taken.entries().iter().map(|(_, digest)| (HashName::Md5, *digest)).collect();
     objects.sort_unstable_by_key(|(_, digest)| *digest);

@@ -33,7 +33,7 @@ pub struct Artifact {
 ///
 /// # Errors
 /// [`DataError::Invalid`] if the repository has no such artifact or version.
-pub fn find(
+pub async fn find(
     url: &str,
     name: &str,
     version: &Version,
@@ -43,14 +43,14 @@ pub fn find(
     let (folder, short) = name.rsplit_once(':').unwrap_or(("", name));
     let folder = folder.strip_suffix(PIPELINE_FILE).unwrap_or(folder).trim_matches('/');
     let scratch = get::scratch()?;
-    let newest = Repository::open(url, from, current, scratch.path())?;
+    let newest = Repository::open(url, from, current, scratch.path()).await?;
     let tagged = if folder.is_empty() { short.to_owned() } else { format!("{folder}={short}") };
     let missing = || {
         DataError::Invalid(format!("unable to find artifact '{name}' with the version in {}", external::redact(url)))
     };
     let commit = select(&newest.annotated_tags()?, &tagged, version).ok_or_else(missing)?;
     let at = external::Options { revision: Some(commit.clone()), ..from.clone() };
-    let repository = Repository::open(url, &at, current, scratch.path())?;
+    let repository = Repository::open(url, &at, current, scratch.path()).await?;
     let file = if folder.is_empty() { PIPELINE_FILE.to_owned() } else { format!("{folder}/{PIPELINE_FILE}") };
     let text = repository.text(&file)?.ok_or_else(missing)?;
     let place = Path::new(&file);

@@ -85,6 +85,7 @@ pub fn checkout(
     }
     let mut plans = Vec::new();
     for selected in project.select(&stages, targets, options.recursive)? {
+        report.failed.extend(super::partial::missing(selected.stage).map(|path| project.display(path)));
         for (out, part) in selected.outputs() {
             match plan(project, out, part)? {
                 Planned::Plan(plan) => plans.push(*plan),

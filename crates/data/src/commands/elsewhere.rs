@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use super::Talk;
 use super::checkout::restore_outputs;
+use super::exchange::{Exchange, by_remote, split_cached};
 use super::run::run_cache;
-use super::transfer::{Options, by_remote, split_cached, transfer, transfer_runs};
+use super::transfer::{Options, transfer_runs};
 use super::used::Object;
 use super::{record, run};
 use crate::error::DataError;
@@ -57,21 +58,10 @@ fn objects(project: &Project, outputs: &[Output]) -> Result<Vec<Object>, DataErr
     Ok(objects)
 }
 
-/// Sends what the cache has of outputs and the remote lacks. A folder's manifest is sent after its files.
+/// Sends what the cache has of outputs and the remote lacks.
 async fn send(project: &Project, outputs: &[Output]) -> Result<(), DataError> {
-    let all = objects(project, outputs)?;
-    let (cached, _) = split_cached(project, all.iter().collect())?;
-    for (name, objects) in by_remote(cached.into_iter().cloned().collect(), &Options::default()) {
-        let remote = Remote::open(&project.config, name.as_deref(), "push")?;
-        let jobs = remote.concurrency(None);
-        let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
-        let existing = remote.existing(&ids, jobs).await?;
-        for is_dir in [false, true] {
-            let is_sent =
-                |object: &&Object| object.digest.is_dir == is_dir && !existing.contains(&(object.hash, object.digest));
-            let group: Vec<&Object> = objects.iter().filter(is_sent).collect();
-            transfer(project, &remote, &group, jobs, true).await?;
-        }
+    for (name, objects) in by_remote(objects(project, outputs)?, None) {
+        Exchange::open(project, name.as_deref(), objects, None, "push").await?.send(project).await?;
     }
     Ok(())
 }
@@ -82,14 +72,12 @@ async fn receive_objects(project: &Project, outputs: &[Output]) -> Result<bool, 
     for _ in ["manifests and files", "files of folders"] {
         let all = objects(project, outputs)?;
         let (_, lacking) = split_cached(project, all.iter().collect())?;
-        for (name, objects) in by_remote(lacking.into_iter().cloned().collect(), &Options::default()) {
-            let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
-            let jobs = remote.concurrency(None);
-            let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
-            if remote.existing(&ids, jobs).await?.len() < ids.len() {
+        for (name, objects) in by_remote(lacking.into_iter().cloned().collect(), None) {
+            let exchange = Exchange::open(project, name.as_deref(), objects, None, "fetch").await?;
+            if !exchange.lacking.is_empty() {
                 return Ok(false);
             }
-            transfer(project, &remote, &objects.iter().collect::<Vec<_>>(), jobs, false).await?;
+            exchange.receive(project).await?;
         }
     }
     Ok(true)

@@ -10,11 +10,6 @@ use crate::external::location::Item;
 use crate::external::{self, Location, Node, Repository};
 use crate::project::{DVC_DIR, find_root, is_stage_file};
 
-/// Opens another repository. What is received of it is kept in `scratch`.
-fn open(url: &str, from: &external::Options, current: &Path, scratch: &Path) -> Result<Repository, DataError> {
-    Repository::open(url, from, current, scratch)
-}
-
 pub(super) fn scratch() -> Result<tempfile::TempDir, DataError> {
     let folder = std::env::temp_dir();
     tempfile::Builder::new().prefix("slipway-data-").tempdir_in(&folder).map_err(DataError::io(&folder))
@@ -65,7 +60,7 @@ pub async fn get(
         return Err(DataError::Invalid(reason.into()));
     }
     let scratch = scratch()?;
-    let repository = open(url, from, current, scratch.path())?;
+    let repository = Repository::open(url, from, current, scratch.path()).await?;
     let missing = || DataError::NotInRepository { path: path.to_owned(), url: external::redact(url) };
     let (is_folder, files) = repository.files(&path_in_repository(path)?).await?.ok_or_else(missing)?;
     repository.write(&files, is_folder, &target, jobs).await?;
@@ -78,7 +73,8 @@ pub async fn get(
 /// [`DataError::Target`] if it does not track the path.
 pub async fn url_of(url: &str, path: &str, from: &external::Options, current: &Path) -> Result<String, DataError> {
     let scratch = scratch()?;
-    open(url, from, current, scratch.path())?.url_of(&path_in_repository(path)?).await
+    let repository = Repository::open(url, from, current, scratch.path()).await?;
+    repository.url_of(&path_in_repository(path)?).await
 }
 
 /// The configuration of the project that contains a folder, or the user's.
@@ -127,7 +123,7 @@ pub async fn list(
     current: &Path,
 ) -> Result<Vec<(String, Node)>, DataError> {
     let scratch = scratch()?;
-    let repository = open(url, from, current, scratch.path())?;
+    let repository = Repository::open(url, from, current, scratch.path()).await?;
     let inner = path_in_repository(path)?;
     let missing = || DataError::NotInRepository { path: path.to_owned(), url: external::redact(url) };
     let node = repository.node(&inner).await?.ok_or_else(missing)?;
@@ -165,7 +161,7 @@ pub async fn tree(
     current: &Path,
 ) -> Result<Vec<Branch>, DataError> {
     let scratch = scratch()?;
-    let repository = open(url, from, current, scratch.path())?;
+    let repository = Repository::open(url, from, current, scratch.path()).await?;
     let inner = path_in_repository(path)?;
     let missing = || DataError::NotInRepository { path: path.to_owned(), url: external::redact(url) };
     let node = repository.node(&inner).await?.ok_or_else(missing)?;

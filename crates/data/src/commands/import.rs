@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::add::{check_links, check_overlaps};
 use super::checkout::restore;
+use super::exchange::Outcomes;
 use super::status::in_cache;
 use super::{GitFiles, Talk, source_versions};
+use crate::cache::Cache;
 use crate::config::{is_url, relative_path};
 use crate::error::DataError;
 use crate::external::location::Item;
@@ -54,7 +56,7 @@ pub async fn import(
     let mut stage = new_stage(project, path, options, Value::Map(keys))?;
     if !options.no_exec {
         announce(project, &stage, talk);
-        let repository = open_source(project, &stage, from.revision.as_deref())?;
+        let repository = open_source(project, &stage, from.revision.as_deref()).await?;
         lock_commit(&mut stage, &repository)?;
         if !options.no_download {
             take_files(project, &mut stage, &repository, options.jobs).await?;
@@ -235,14 +237,18 @@ fn source_options(project: &Project, stage: &Stage, revision: Option<&str>) -> e
 }
 
 /// Opens the repository of an import at a revision. What it receives is stored in the project's cache.
-pub(super) fn open_source(project: &Project, stage: &Stage, revision: Option<&str>) -> Result<Repository, DataError> {
+pub(super) async fn open_source(
+    project: &Project,
+    stage: &Stage,
+    revision: Option<&str>,
+) -> Result<Repository, DataError> {
     let Some(Import::Repository { url, .. }) = stage.import() else {
         return Err(DataError::Invalid(format!("'{}' is not an import", stage.address(&project.current))));
     };
     let options = source_options(project, stage, revision);
     let folder = crate::project::cache_dir(&project.config, &project.root.join(crate::project::DVC_DIR));
     // As in DVC, a relative path is relative to the current folder.
-    Repository::open(&url, &options, &project.current, &folder)
+    Repository::open(&url, &options, &project.current, &folder).await
 }
 
 /// Records the commit of the source.
@@ -322,6 +328,27 @@ pub(super) async fn existing_item(location: &Location) -> Result<Item, DataError
     item.ok_or_else(|| DataError::Missing(external::redact(&location.written)))
 }
 
+/// The identity of the data at a location; with a cache, the data is stored in it.
+pub(super) async fn take_item(
+    project: &Project,
+    location: &Location,
+    item: &Item,
+    cache: Option<&Cache>,
+    jobs: Option<usize>,
+) -> Result<Snapshot, DataError> {
+    let take = |path: &Path| snapshot::take(path, &project.rules, &project.state, HashName::Md5, cache);
+    let taken = match location.local() {
+        Some(path) => take(path)?,
+        None => {
+            let folder = tempfile::tempdir_in(project.tmp()).map_err(DataError::io(project.tmp()))?;
+            let received = folder.path().join("data");
+            location.download(item, &received, jobs).await?;
+            take(&received)?
+        }
+    };
+    taken.ok_or_else(|| DataError::Missing(external::redact(&location.written)))
+}
+
 /// Records the version of the data at a URL: its digest for a path on this machine, otherwise its tag.
 pub(super) fn record_tag(stage: &mut Stage, location: &Location, item: &Item, local: Option<&Snapshot>) {
     let number = |value: Option<u64>| value.map(Value::number);
@@ -351,26 +378,13 @@ pub(super) async fn take_location(
         return source_versions::take(project, stage, location, revision, only_record, jobs).await;
     }
     let item = existing_item(location).await?;
-    let cache = (!only_record).then_some(&project.cache);
-    let take = |path: &Path| -> Result<Snapshot, DataError> {
-        let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, cache)?;
-        taken.ok_or_else(|| DataError::Missing(external::redact(&location.written)))
-    };
-    let taken = match location.local() {
-        Some(path) => Some(take(path)?),
-        None if only_record => None,
-        None => {
-            let folder = tempfile::tempdir_in(project.tmp()).map_err(DataError::io(project.tmp()))?;
-            let received = folder.path().join("data");
-            location.download(&item, &received, jobs).await?;
-            Some(take(&received)?)
-        }
+    let taken = match only_record && location.local().is_none() {
+        true => None,
+        false => Some(take_item(project, location, &item, (!only_record).then_some(&project.cache), jobs).await?),
     };
     record_tag(stage, location, &item, taken.as_ref());
-    if let (Some(mut taken), false) = (taken, only_record) {
-        // As in DVC, a copy is not executable.
-        taken.meta.is_exec = false;
-        set_output(&mut stage.outs[0], &taken);
+    if let (Some(taken), false) = (taken, only_record) {
+        set_output(&mut stage.outs[0], &taken.into_copy());
     }
     Ok(())
 }
@@ -389,28 +403,41 @@ pub(super) fn finish(project: &Project, stage: &Stage) -> Result<GitFiles, DataE
     git_files.finish(project)
 }
 
-/// Receives the data of imports that the cache lacks from their repositories and buckets with versions, and returns the number of files.
+/// Receives the data of imports that the cache lacks from their repositories and buckets with versions, of each import also when others failed.
 ///
 /// # Errors
-/// [`DataError::Corrupt`] if a repository no longer has the recorded data.
-pub(super) async fn fetch(project: &Project, stages: &[Stage], jobs: Option<usize>) -> Result<u64, DataError> {
-    let mut received = 0;
+/// If the cache cannot be read. Failures of imports are among the outcomes.
+pub(super) async fn fetch(
+    project: &Project,
+    stages: &[Stage],
+    jobs: Option<usize>,
+    outcomes: &mut Outcomes,
+) -> Result<(), DataError> {
     for stage in stages {
-        let Some(digest) = stage.outs[0].digest else { continue };
-        if in_cache(project, stage.outs[0].hash, &digest)? {
-            continue;
-        }
-        let Some(Import::Repository { commit: Some(commit), .. }) = stage.import() else {
-            received += source_versions::fetch(project, stage, jobs).await?;
-            continue;
-        };
-        let repository = open_source(project, stage, Some(&commit))?;
-        let mut taken = stage.clone();
-        received += take_files(project, &mut taken, &repository, jobs).await? as u64;
-        if taken.outs[0].digest != Some(digest) && stage.outs[0].hash == HashName::Md5 {
-            let place = PathBuf::from(external::redact(&repository.url));
-            return Err(DataError::Corrupt { oid: digest.to_string(), place });
+        let out = &stage.outs[0];
+        let Some(digest) = out.digest else { continue };
+        if !in_cache(project, out.hash, &digest)? {
+            let name = out.display(&project.current, &project.root);
+            outcomes.add(&name, receive(project, stage, &digest, jobs).await);
         }
     }
-    Ok(received)
+    Ok(())
+}
+
+/// Receives the data of an import, and returns the number of files.
+///
+/// # Errors
+/// [`DataError::Corrupt`] if its source no longer has the recorded data.
+async fn receive(project: &Project, stage: &Stage, digest: &Digest, jobs: Option<usize>) -> Result<u64, DataError> {
+    let Some(Import::Repository { commit: Some(commit), .. }) = stage.import() else {
+        return source_versions::fetch(project, stage, jobs).await;
+    };
+    let repository = open_source(project, stage, Some(&commit)).await?;
+    let mut taken = stage.clone();
+    let files = take_files(project, &mut taken, &repository, jobs).await?;
+    if taken.outs[0].digest != Some(*digest) && stage.outs[0].hash == HashName::Md5 {
+        let place = PathBuf::from(external::redact(&repository.url));
+        return Err(DataError::Corrupt { oid: digest.to_string(), place });
+    }
+    Ok(files as u64)
 }

@@ -13,6 +13,7 @@ pub mod destroy;
 pub mod diff;
 pub mod edit;
 pub mod elsewhere;
+mod exchange;
 pub mod gc;
 pub mod get;
 pub mod graph;

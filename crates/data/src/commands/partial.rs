@@ -1,13 +1,16 @@
-//! Imports whose data was not downloaded (`import --no-download`): their files record the version of the source, but no digest of the data. `fetch`
+//! Imports whose data was not downloaded (`import --no-download`, `--no-exec`): their files record the version of the source, but no digest of the data. `fetch`
 //! stores the data in the cache and remembers its digest, so that `checkout` can restore it. The `.dvc` file stays as it is, as with DVC; `update`
 //! completes it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::exchange::Outcomes;
 use super::import::{open_location, open_source, take_files, take_location};
-use super::source_versions;
 use super::status::in_cache;
+use super::transfer::Options;
+use super::update::is_current;
+use super::{Talk, source_versions};
 use crate::error::DataError;
 use crate::external;
 use crate::model::{Digest, HashName};
@@ -38,6 +41,14 @@ fn is_partial(stage: &Stage) -> bool {
     stage.import().is_some() && stage.outs.first().is_some_and(|out| out.digest.is_none() && out.cached)
 }
 
+/// Whether it is recorded which version of the source is imported. Without (`--no-exec`), the data is that of the present version.
+fn has_version(stage: &Stage) -> bool {
+    match stage.import() {
+        Some(Import::Repository { commit, .. }) => commit.is_some(),
+        _ => VERSION_KEYS.iter().any(|key| stage.dependency(key).is_some()),
+    }
+}
+
 /// Sets the digests of partial imports whose data was fetched.
 pub(super) fn complete(project: &Project, stages: &mut [Stage]) {
     if !stages.iter().any(is_partial) {
@@ -51,66 +62,96 @@ pub(super) fn complete(project: &Project, stages: &mut [Stage]) {
     }
 }
 
-/// Stores the data of the partial imports among the targets in the cache, and returns the number of files; `None` if there are no such imports.
+/// The place of the output of a partial import, if nothing is there and the digest of its data is not known.
+pub(super) fn missing(stage: &Stage) -> Option<&Path> {
+    let place = stage.outs.first().filter(|_| is_partial(stage))?.path.as_deref()?;
+    place.symlink_metadata().is_err().then_some(place)
+}
+
+/// Stores the data of the partial imports among the targets in the cache, of each also when others failed. As with DVC, data whose source no longer
+/// has the recorded version is left out, with a note. False if there are no such imports.
 ///
 /// # Errors
-/// [`DataError::Invalid`] if the source has another version by now, or an error of the source.
+/// If a file of the project cannot be read or written. Failures of imports are among the outcomes.
 pub(super) async fn fetch(
     project: &mut Project,
     targets: &[String],
-    recursive: bool,
-    jobs: Option<usize>,
-) -> Result<Option<u64>, DataError> {
+    options: &Options,
+    outcomes: &mut Outcomes,
+    talk: &dyn Talk,
+) -> Result<bool, DataError> {
     let stages = project.stages()?;
-    let selected = project.select(&stages, targets, recursive)?;
+    let selected = project.select(&stages, targets, options.recursive)?;
     let partial: Vec<&Stage> =
         selected.iter().map(|selected| selected.stage).filter(|stage| is_partial(stage)).collect();
     if partial.is_empty() {
-        return Ok(None);
+        return Ok(false);
     }
     let mut known = remembered(project);
-    let mut received = 0;
     for stage in partial {
         let key = stage.own_digest();
         let digest = known.get(&key).and_then(|text| Digest::parse(text));
         if let Some(digest) = digest
+            && has_version(stage)
             && in_cache(project, HashName::Md5, &digest)?
         {
             continue;
         }
-        let Some((digest, files)) = take(project, stage, jobs).await? else { continue };
-        received += files;
-        known.insert(key, digest.to_string());
+        let outcome = take(project, stage, options.jobs, talk).await;
+        let name = stage.outs[0].display(&project.current, &project.root);
+        outcomes.add(
+            &name,
+            outcome.map(|taken| {
+                taken.map_or(0, |(digest, files)| {
+                    known.insert(key, digest.to_string());
+                    files
+                })
+            }),
+        );
     }
     project.state.save()?;
     known.retain(|key, _| stages.iter().any(|stage| is_partial(stage) && stage.own_digest() == *key));
     let file = file(project);
     let bytes = serde_json::to_vec(&known).unwrap_or_default();
     slipway_core::files::replace(&file, &bytes).map_err(DataError::io(&file))?;
-    Ok(Some(received))
+    Ok(true)
 }
 
-/// Stores the recorded version of the data of an import in the cache, and returns its digest and the number of its files; `None` if no version is
-/// recorded.
-async fn take(project: &mut Project, stage: &Stage, jobs: Option<usize>) -> Result<Option<(Digest, u64)>, DataError> {
+/// Stores the recorded version of the data of an import in the cache, and returns its digest and the number of its files; `None` if it is at a URL and
+/// no version is recorded, or its source no longer has it.
+async fn take(
+    project: &mut Project,
+    stage: &Stage,
+    jobs: Option<usize>,
+    talk: &dyn Talk,
+) -> Result<Option<(Digest, u64)>, DataError> {
     let mut taken = stage.clone();
     match stage.import() {
-        Some(Import::Repository { commit: Some(commit), .. }) => {
-            let repository = open_source(project, stage, Some(&commit))?;
+        Some(Import::Repository { commit, revision, .. }) => {
+            let repository = open_source(project, stage, commit.or(revision).as_deref()).await?;
             take_files(project, &mut taken, &repository, jobs).await?;
         }
-        Some(Import::Url(url)) if VERSION_KEYS.iter().any(|key| stage.dependency(key).is_some()) => {
+        Some(Import::Url(url)) if has_version(stage) => {
             if let Some((snapshot, files)) = source_versions::receive_recorded(project, stage, jobs).await? {
                 return Ok(Some((snapshot.digest, files)));
             }
             let location = open_location(project, stage)?;
-            take_location(project, &mut taken, &location, None, false, jobs).await?;
-            if VERSION_KEYS.iter().any(|key| taken.dependency(key) != stage.dependency(key)) {
-                return Err(DataError::Invalid(format!(
-                    "'{}' has changed since it was imported; `update {}` imports the new version",
+            let mut is_recorded = match is_current(project, stage, &location, None).await {
+                Err(DataError::Missing(_)) => false,
+                outcome => outcome?,
+            };
+            if is_recorded {
+                take_location(project, &mut taken, &location, None, false, jobs).await?;
+                // It may have changed in between.
+                is_recorded = VERSION_KEYS.iter().all(|key| taken.dependency(key) == stage.dependency(key));
+            }
+            if !is_recorded {
+                talk.note(&format!(
+                    "'{}' has changed since it was imported, so the recorded version cannot be fetched; `update {}` imports the present one",
                     external::redact(&url),
                     project.display(&stage.file)
-                )));
+                ));
+                return Ok(None);
             }
         }
         _ => return Ok(None),

@@ -101,7 +101,7 @@ pub async fn status_with_updates(
     for (stage, mut status) in all {
         status.deps.extend(match stage.import() {
             Some(Import::Url(_)) => source_versions::change(project, &stage).await?,
-            _ => update_of(project, &stage)?,
+            _ => update_of(project, &stage).await?,
         });
         found.extend((!status.is_clean()).then_some(status));
     }
@@ -149,9 +149,9 @@ pub(crate) fn stage_status(project: &Project, selected: &Selected<'_>) -> Result
 }
 
 /// Whether the repository of an import has a newer commit than the recorded one.
-fn update_of(project: &Project, stage: &Stage) -> Result<Option<(String, Change)>, DataError> {
+async fn update_of(project: &Project, stage: &Stage) -> Result<Option<(String, Change)>, DataError> {
     let Some(Import::Repository { url, path, revision, commit, .. }) = stage.import() else { return Ok(None) };
-    let newest = super::import::open_source(project, stage, revision.as_deref())?.commit;
+    let newest = super::import::open_source(project, stage, revision.as_deref()).await?.commit;
     let is_newer = commit.is_some() && newest.is_some() && newest != commit;
     let shown = format!("{path} ({})", crate::external::redact(&url));
     Ok(is_newer.then_some((shown, Change::UpdateAvailable)))

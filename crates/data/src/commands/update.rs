@@ -74,7 +74,7 @@ async fn update_repository(
         stage.set_dependency(true, vec![("rev", Some(Value::string(revision)))]);
     }
     let revision = options.revision.clone().or(revision);
-    let repository = open_source(project, stage, revision.as_deref())?;
+    let repository = open_source(project, stage, revision.as_deref()).await?;
     lock_commit(stage, &repository)?;
     if !stage.is_unsealed() && output_change(project, &stage.outs[0])?.is_none() {
         return unchanged(project, stage, talk);
@@ -125,7 +125,7 @@ async fn update_location(
 }
 
 /// Whether the data at the URL has the recorded version, or `revision` is the recorded one.
-async fn is_current(
+pub(super) async fn is_current(
     project: &Project,
     stage: &Stage,
     location: &Location,

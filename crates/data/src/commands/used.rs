@@ -98,6 +98,13 @@ pub struct Object {
     pub is_imported: bool,
 }
 
+impl Object {
+    /// The algorithm and the digest, by which remotes know it.
+    pub(super) fn id(&self) -> (HashName, Digest) {
+        (self.hash, self.digest)
+    }
+}
+
 /// The used objects.
 #[derive(Debug, Default)]
 pub struct Used {

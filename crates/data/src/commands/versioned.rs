@@ -6,8 +6,9 @@ use std::path::Path;
 
 use futures_util::StreamExt;
 
+use super::exchange::{Outcomes, transfer};
 use super::run::save;
-use super::transfer::{Options, transfer};
+use super::transfer::Options;
 use super::used::{Object, commits};
 use super::{GitFiles, Talk};
 use crate::config::relative_path;
@@ -104,25 +105,23 @@ pub(super) async fn push(
     let send = &send;
     let transfers = wanted.values().map(|file| async move { (file, send(file).await) });
     let outcomes: Vec<_> = futures_util::stream::iter(transfers).buffer_unordered(jobs).collect().await;
-    let (mut sent, mut failed, mut first) = (HashMap::new(), 0, None);
+    let mut sent = HashMap::new();
+    let mut all = Outcomes::default();
     for (file, outcome) in outcomes {
-        match outcome {
-            Ok(None) => {}
-            Ok(Some(version)) => drop(sent.insert(file.path.clone(), version)),
-            Err(error) => {
-                failed += 1;
-                first.get_or_insert_with(|| format!("{}: {error}", file.path));
-            }
-        }
+        all.add(
+            &file.path,
+            outcome.map(|version| {
+                version.map_or(0, |version| {
+                    sent.insert(file.path.clone(), version);
+                    1
+                })
+            }),
+        );
     }
-    let total = wanted.len();
     for stage in &mut stages {
         record(project, stage, &wanted, &sent, talk)?;
     }
-    match first {
-        Some(first) => Err(DataError::Transfer { failed, total, verb: "pushed", first }),
-        None => Ok(sent.len() as u64),
-    }
+    all.finish("pushed")
 }
 
 /// Records the versions of the files of a stage that were sent or found.

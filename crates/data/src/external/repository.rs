@@ -6,15 +6,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use md5::{Digest as _, Md5};
+
 use crate::cache::Cache;
 use crate::config::{Config, normalise};
 use crate::error::DataError;
-use crate::external::{clones, redact};
+use crate::external::redact;
 use crate::ignore::Rules;
 use crate::manifest::Manifest;
 use crate::model::{Digest, HashName};
 use crate::project::{DVC_DIR, find_root};
 use crate::remote::Remote;
+use crate::scm::mirror::{self, Receiver};
 use crate::scm::{Blob, Git};
 use crate::stage::Output;
 use crate::stat::{self, Stat};
@@ -118,7 +121,7 @@ impl Repository {
     ///
     /// # Errors
     /// If there is no such repository or revision, or its files cannot be read.
-    pub fn open(url: &str, options: &Options, current: &Path, cache: &Path) -> Result<Self, DataError> {
+    pub async fn open(url: &str, options: &Options, current: &Path, cache: &Path) -> Result<Self, DataError> {
         let path = normalise(&current.join(url));
         let local = path.is_dir().then_some(path);
         let (source, commit, place) = match (&local, &options.revision) {
@@ -137,7 +140,7 @@ impl Repository {
                 (commit_source(git, &commit, &prefix)?, Some(commit), Some(root))
             }
             (None, revision) => {
-                let (git, commit) = clones::open(url, revision.as_deref())?;
+                let (git, commit) = mirrored(url, revision.as_deref()).await?;
                 (commit_source(git, &commit, "")?, Some(commit), None)
             }
         };
@@ -390,6 +393,20 @@ fn repository_root(folder: &Path) -> Result<PathBuf, DataError> {
         },
         found => found,
     }
+}
+
+/// The mirror of the repository at a URL in the user's cache folder, and the commit that a revision, or the default branch, names.
+async fn mirrored(url: &str, revision: Option<&str>) -> Result<(Git, String), DataError> {
+    let from_env = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = from_env("XDG_CACHE_HOME").or_else(|| Some(from_env("HOME")?.join(".cache")));
+    let cache = cache.ok_or_else(|| DataError::Invalid("neither XDG_CACHE_HOME nor HOME is set".into()))?;
+    let name = Digest::of_file(Md5::digest(url).into());
+    let path = cache.join("slipway/repositories").join(format!("{name}.git"));
+    let failed = |reason: String| DataError::Git(format!("{}: {reason}", redact(url)));
+    let git = mirror::update(url, revision, &path, Receiver::Person).await.map_err(failed)?;
+    let commit = git.resolve(revision.unwrap_or("HEAD"))?;
+    let commit = commit.ok_or_else(|| failed("the repository has no commits".into()))?;
+    Ok((git, commit))
 }
 
 /// The files of a commit in a folder below its root.

@@ -11,7 +11,6 @@ mod trees;
 pub use crate::scm::without_credentials;
 pub use depot::{Depot, Fetched};
 pub use locate::digests_at;
-pub(crate) use repository::update as update_mirror;
 
 /// Reports progress in a sentence.
 pub type Progress<'a> = &'a (dyn Fn(String) + Send + Sync);

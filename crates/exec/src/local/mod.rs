@@ -9,6 +9,7 @@
 mod data;
 pub mod descriptors;
 pub mod environment;
+pub mod guard;
 mod leases;
 pub mod log;
 mod reconcile;
@@ -35,10 +36,9 @@ use crate::{
 };
 
 pub use leases::Lease;
-pub use room::Capacity;
+pub use room::{Capacity, Demand};
 pub use supervisor::supervise;
 
-use room::Demand;
 use runs::{Runs, WriteFile, not_found};
 
 /// The namespace of every local run.
@@ -264,7 +264,7 @@ impl Inner {
             return invalid(format!("spec.workingDir: {folder} is not a folder on this machine"));
         }
         self.variables(run)?;
-        self.capacity().check_fits(&Demand::from_spec(spec))
+        self.capacity().check_fits(&Demand::new(&spec.resources))
     }
 }
 

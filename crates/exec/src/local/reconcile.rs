@@ -127,7 +127,7 @@ async fn reconcile_run(
         Action::Start(number, limit) => match data::prepare(this, &run)? {
             data::Step::Wait(reason) => waiting_for = reason,
             data::Step::Start(fetched) => {
-                let demand = Demand::from_spec(&run.manifest.spec);
+                let demand = Demand::new(&run.manifest.spec.resources);
                 let missing = capacity.shortfall(&demand);
                 let gpus = capacity.allocate(&demand);
                 if missing.is_empty() {

@@ -5,26 +5,26 @@ use serde::{Deserialize, Serialize};
 
 use super::Device;
 use crate::ExecError;
-use crate::manifest::RunSpec;
+use crate::manifest::Resources;
 
-/// Resources that a run occupies while it is active.
+/// Resources that a run, or a step of a pipeline, occupies while it is active.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Demand {
+pub struct Demand {
     /// Processors; fractions are allowed.
-    pub(super) processors: f64,
+    pub processors: f64,
     /// Bytes of memory.
-    pub(super) bytes: f64,
+    pub bytes: f64,
     /// Resource names, such as `nvidia.com/gpu`, and the number of devices of each.
-    pub(super) gpus: Vec<(String, u32)>,
+    pub gpus: Vec<(String, u32)>,
 }
 
 impl Demand {
-    /// The demand of a spec. The default is one processor, so that a queue of runs does not start all at once.
-    pub(super) fn from_spec(spec: &RunSpec) -> Self {
+    /// What is requested. The default is one processor, so that a queue of runs does not start all at once.
+    pub fn new(resources: &Resources) -> Self {
         Self {
-            processors: spec.resources.amount("cpu").unwrap_or(1.0),
-            bytes: spec.resources.amount("memory").unwrap_or(0.0),
-            gpus: spec.resources.gpus().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            processors: resources.amount("cpu").unwrap_or(1.0),
+            bytes: resources.amount("memory").unwrap_or(0.0),
+            gpus: resources.gpus().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
         }
     }
 }
@@ -58,7 +58,7 @@ impl Capacity {
     ///
     /// # Errors
     /// [`ExecError::TooLarge`] that names the insufficient resources.
-    pub(super) fn check_fits(&self, demand: &Demand) -> Result<(), ExecError> {
+    pub fn check_fits(&self, demand: &Demand) -> Result<(), ExecError> {
         let missing = self.shortfall(demand);
         if missing.is_empty() {
             Ok(())

@@ -25,6 +25,10 @@ pub(super) enum Command {
     Cancel,
     /// Stop everything: the run was deleted.
     Abandon,
+    /// The same, and delete its files: it was deleted by another server.
+    Forget,
+    /// Do nothing more: another server carries it out.
+    Leave,
 }
 
 /// A run that is being carried out.
@@ -47,12 +51,18 @@ impl Drive {
 
     /// Carries out the run until it has ended. `effects` are those that its machine gave when it was made.
     pub(super) async fn carry_out(mut self, effects: Vec<Effect>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut is_forgotten = false;
         let mut ended = self.perform(effects).await;
         while !ended {
             let event = tokio::select! {
                 Some(command) = commands.recv() => match command {
                     Command::Cancel => Event::Cancel,
                     Command::Abandon => Event::CancelEverything,
+                    Command::Forget => {
+                        is_forgotten = true;
+                        Event::CancelEverything
+                    }
+                    Command::Leave => return,
                 },
                 Some(event) = self.pending.next(), if !self.pending.is_empty() => event,
                 () = sleep_until(self.wake_at), if self.wake_at.is_some() => {
@@ -66,9 +76,15 @@ impl Drive {
                 events.push(event);
             }
             // Artifacts get their ids before the engine hands them on.
-            let events = self.inner.record_artifacts(&self.run, events).await;
+            let Some(events) = self.inner.record_artifacts(&self.run, events).await else { return };
             let Some(effects) = self.apply(events).await else { return };
             ended = self.perform(effects).await;
+        }
+        if is_forgotten {
+            let (namespace, run_id) = (self.run.namespace.clone(), self.run.run_id.clone());
+            if let Err(error) = self.inner.launcher.forget(namespace, run_id).await {
+                tracing::warn!(run = self.run.run_id, %error, "the files of a deleted pipeline run remain");
+            }
         }
     }
 
@@ -82,7 +98,7 @@ impl Drive {
         blocking(apply).await
     }
 
-    /// Records what the engine decided, then performs it. Returns whether the run has ended.
+    /// Records what the engine decided, then performs it. Returns whether nothing follows: the run has ended, or it is another server's.
     async fn perform(&mut self, effects: Vec<Effect>) -> bool {
         // Only the newest record of a task is written.
         let mut records = BTreeMap::new();
@@ -96,7 +112,9 @@ impl Drive {
             }
         }
         let records = Arc::new(records.into_values().collect::<Vec<_>>());
-        self.inner.record_progress(&self.run, &records, finished.as_ref()).await;
+        if !self.inner.record_progress(&self.run, &records, finished.as_ref()).await {
+            return true;
+        }
         for record in records.iter().filter(|record| record.state.is_final()) {
             self.tracked.task_ended(record);
         }

@@ -6,10 +6,12 @@
 //! | module | contents |
 //! |---|---|
 //! | `drive` | one run, from its start or restart to its end |
+//! | `ownership` | which runs are this server's |
 //! | `progress` | what is written to the store |
 //! | `tracking` | what is passed on to the tracking store |
 
 mod drive;
+mod ownership;
 mod progress;
 mod tracking;
 
@@ -38,6 +40,8 @@ use drive::{Command, Drive, blocking};
 /// Settings of a driver.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Name of this server among those that share the database, which it keeps over restarts.
+    pub owner: String,
     /// Root of the artifacts' URIs of runs and pipelines that give none.
     pub pipeline_root: String,
     /// Attempts of one run that are handed to the launcher at the same time.
@@ -89,17 +93,6 @@ impl Driver {
         let _ = self.inner.schedules.set(scheduler);
     }
 
-    /// Takes up all runs that have not ended: those of an earlier server.
-    ///
-    /// # Errors
-    /// An error of the store.
-    pub async fn resume(&self) -> Result<(), Error> {
-        for run in self.inner.database.read(repo::runs::unfinished).await? {
-            self.take_up(run.run_id, Reason::Resume);
-        }
-        Ok(())
-    }
-
     /// Begins to carry out a run, in the background. Does nothing if it is being carried out.
     fn take_up(&self, run_id: String, reason: Reason) {
         let (commands, received) = mpsc::unbounded_channel();
@@ -128,20 +121,23 @@ impl Driver {
     }
 }
 
-/// Loads a run and carries it out to its end.
+/// Loads a run and carries it out to its end. Does nothing if it is another server's.
 async fn carry_out(
     inner: &Arc<Inner>,
     run_id: &str,
     reason: Reason,
     commands: mpsc::UnboundedReceiver<Command>,
 ) -> Result<(), Error> {
-    let (id, root) = (run_id.to_owned(), inner.settings.pipeline_root.clone());
+    let (id, root, own) = (run_id.to_owned(), inner.settings.pipeline_root.clone(), inner.settings.owner.clone());
     let loaded = inner.database.read(move |c| {
+        if repo::runs::owner(c, &id)? != own {
+            return Ok(None);
+        }
         let context = RunContext::load(c, &id, &root)?;
         let experiment = repo::experiments::find(c, &context.run.experiment_id).map(|found| found.name);
-        Ok::<_, Error>((context, experiment.unwrap_or_default(), repo::tasks::records(c, &id)?))
+        Ok::<_, Error>(Some((context, experiment.unwrap_or_default(), repo::tasks::records(c, &id)?)))
     });
-    let (RunContext { run, mut info, document }, experiment, records) = loaded.await?;
+    let Some((RunContext { run, mut info, document }, experiment, records)) = loaded.await? else { return Ok(()) };
     if run.state.is_final() {
         return Ok(());
     }
@@ -197,6 +193,10 @@ impl Inner {
 impl Runner for Driver {
     fn ready(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn owner(&self) -> String {
+        self.inner.settings.owner.clone()
     }
 
     fn start(&self, run_id: String) {

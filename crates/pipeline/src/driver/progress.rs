@@ -13,7 +13,7 @@ use crate::engine::{ImportRequest, TaskKind};
 use crate::model::{Artifact, Failure, Outcome, Outputs, RunInfo, RunState, TaskPath, TaskState};
 use crate::repo;
 use crate::repo::cache::Entry;
-use crate::repo::tasks::TaskRow;
+use crate::repo::tasks::NewTask;
 
 /// Pause before a transaction that failed is repeated; it doubles up to the maximum.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
@@ -24,17 +24,21 @@ type NewArtifacts = Vec<(TaskPath, String, Vec<Artifact>)>;
 
 impl Inner {
     /// Repeats a transaction until it succeeds: what the engine decided is only performed when it is recorded. For a run that was deleted
-    /// there is nothing to record, and it goes on to its end, which stops its steps.
+    /// there is nothing to record, and it goes on to its end, which stops its steps. `None` if another server carries the run out.
     async fn write_until_done<T: Default + Send + 'static>(
         &self,
         run: &RunInfo,
         change: impl Fn(&Connection) -> Result<T, Error> + Send + Sync + Clone + 'static,
-    ) -> T {
+    ) -> Option<T> {
         let mut backoff = FIRST_BACKOFF;
         loop {
             match self.database.write(change.clone()).await {
-                Ok(done) => return done,
-                Err(Error::NotFound(_)) => return T::default(),
+                Ok(done) => return Some(done),
+                Err(Error::NotFound(_)) => return Some(T::default()),
+                Err(Error::Conflict(reason)) => {
+                    tracing::warn!(reason, "a pipeline run was taken over by another server");
+                    return None;
+                }
                 Err(error) => {
                     tracing::error!(run = run.run_id, %error, "the pipeline run cannot be recorded; retrying");
                     tokio::time::sleep(backoff).await;
@@ -45,9 +49,10 @@ impl Inner {
     }
 
     /// Records artifacts, which gives them their ids.
-    async fn record_new(&self, run: &Arc<RunInfo>, new: NewArtifacts) -> NewArtifacts {
-        let (info, new) = (Arc::clone(run), Arc::new(new));
+    async fn record_new(&self, run: &Arc<RunInfo>, new: NewArtifacts) -> Option<NewArtifacts> {
+        let (info, new, own) = (Arc::clone(run), Arc::new(new), self.settings.owner.clone());
         let change = move |c: &Connection| {
+            repo::runs::advance(c, &info.run_id, &own)?;
             let mut recorded = NewArtifacts::clone(&new);
             for (path, name, artifacts) in &mut recorded {
                 repo::artifacts::insert(c, &info.run_id, path, name, artifacts, now_ms())?;
@@ -58,7 +63,8 @@ impl Inner {
     }
 
     /// Records the artifacts of attempts that succeeded, which gives them their ids.
-    pub(super) async fn record_artifacts(&self, run: &Arc<RunInfo>, mut events: Vec<Event>) -> Vec<Event> {
+    /// `None` if another server carries the run out.
+    pub(super) async fn record_artifacts(&self, run: &Arc<RunInfo>, mut events: Vec<Event>) -> Option<Vec<Event>> {
         let mut new = NewArtifacts::new();
         for event in &mut events {
             if let Event::Ended { path, outcome: Outcome::Succeeded(Outputs { artifacts, .. }), .. } = event {
@@ -66,10 +72,10 @@ impl Inner {
             }
         }
         if new.is_empty() {
-            return events;
+            return Some(events);
         }
         let mut recorded: HashMap<TaskPath, BTreeMap<String, Vec<Artifact>>> = HashMap::new();
-        for (path, name, artifacts) in self.record_new(run, new).await {
+        for (path, name, artifacts) in self.record_new(run, new).await? {
             recorded.entry(path).or_default().insert(name, artifacts);
         }
         for event in &mut events {
@@ -77,25 +83,31 @@ impl Inner {
                 *artifacts = recorded.remove(path).unwrap_or_default();
             }
         }
-        events
+        Some(events)
     }
 
-    /// Records tasks, outputs for the cache, and the state of the run.
+    /// Records tasks, outputs for the cache, and the state of the run. `false` if another server carries the run out.
     pub(super) async fn record_progress(
         &self,
         run: &Arc<RunInfo>,
         records: &Arc<Vec<TaskRecord>>,
         finished: Option<&(RunState, Option<Failure>)>,
-    ) {
+    ) -> bool {
         if records.is_empty() && finished.is_none() {
-            return;
+            return true;
         }
+        // Encoded here, because all changes of the server wait for a transaction.
+        let rows: Arc<Vec<NewTask>> =
+            Arc::new(records.iter().map(|record| NewTask::new(&record.path, record.state, record)).collect());
         let (info, records, finished) = (Arc::clone(run), Arc::clone(records), finished.cloned());
+        let own = self.settings.owner.clone();
         let change = move |c: &Connection| {
             let now = now_ms();
-            repo::runs::set_state(c, &info.run_id, &[RunState::Pending], RunState::Running, "", now)?;
-            let rows: Vec<TaskRow> = records.iter().map(row).collect();
-            repo::tasks::upsert(c, &info.run_id, &rows)?;
+            let (row, state) = repo::runs::advance(c, &info.run_id, &own)?;
+            if state == RunState::Pending {
+                repo::runs::set_state(c, &info.run_id, &[], RunState::Running, "", now)?;
+            }
+            repo::tasks::upsert(c, row, &rows)?;
             for record in records.iter() {
                 remember(c, &info, record, now)?;
             }
@@ -105,7 +117,7 @@ impl Inner {
             }
             Ok(())
         };
-        self.write_until_done(run, change).await;
+        self.write_until_done(run, change).await.is_some()
     }
 
     /// Looks for an earlier execution with the same fingerprint. A cache that cannot be read is a miss.
@@ -155,16 +167,10 @@ impl Inner {
             }
         }
         let recorded = self.record_new(run, vec![(path.clone(), request.output, vec![artifact.clone()])]).await;
-        let recorded = recorded.into_iter().flat_map(|(_, _, artifacts)| artifacts).next().unwrap_or(artifact);
+        // Without it the run is another server's, and nothing that happens here is recorded.
+        let recorded =
+            recorded.unwrap_or_default().into_iter().flat_map(|(_, _, artifacts)| artifacts).next().unwrap_or(artifact);
         Event::Imported { path, result: Ok(recorded) }
-    }
-}
-
-fn row(record: &TaskRecord) -> TaskRow {
-    TaskRow {
-        path: record.path.clone(),
-        state: record.state,
-        record: serde_json::to_value(record).expect("records have only JSON types with text as keys"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -9,6 +10,9 @@ use super::{Inner, TaskRecord};
 use crate::entity::Run;
 use crate::model::{Launch, RunInfo, RunState};
 use crate::tracker::Tracker;
+
+/// Maximum number of tasks that are passed on at the same time.
+const MAX_BATCH: usize = 64;
 
 enum News {
     TaskEnded(Box<TaskRecord>),
@@ -49,10 +53,21 @@ pub(super) fn begin(inner: &Arc<Inner>, run: &Run, info: Arc<RunInfo>, experimen
     let parameters: Vec<(String, Value)> = run.config.parameters.clone().into_iter().collect();
     tokio::spawn(async move {
         tracker.run_started(&info, &experiment, &parameters).await;
-        while let Some(news) = news.recv().await {
-            match news {
-                News::TaskEnded(record) => tracker.task_ended(&info, &experiment, &record).await,
-                News::RunEnded(state) => tracker.run_changed(&info, state).await,
+        while let Some(first) = news.recv().await {
+            let (mut ended, mut state, mut next) = (Vec::new(), None, Some(first));
+            while let Some(one) = next.take() {
+                match one {
+                    News::TaskEnded(record) => ended.push(record),
+                    News::RunEnded(end) => state = Some(end),
+                }
+                if state.is_none() && ended.len() < MAX_BATCH {
+                    next = news.try_recv().ok();
+                }
+            }
+            // Together, so that they share the cost of a commit.
+            join_all(ended.iter().map(|record| tracker.task_ended(&info, &experiment, record))).await;
+            if let Some(state) = state {
+                tracker.run_changed(&info, state).await;
             }
         }
     });

@@ -96,7 +96,7 @@ impl Ids {
 /// All tasks of a run.
 pub(super) fn task_details<'a>(run_id: &'a str, tasks: &[StoredTask], ids: &'a Ids) -> Vec<TaskDetail<'a>> {
     let records: Vec<Record> =
-        tasks.iter().map(|task| Record::deserialize(&task.row.record).unwrap_or_default()).collect();
+        tasks.iter().map(|task| serde_json::from_str(&task.row.record).unwrap_or_default()).collect();
     let mut children: HashMap<&str, Vec<Child<'a>>> = HashMap::new();
     for (task, record) in tasks.iter().zip(&records) {
         if let Some(parent) = &record.parent {

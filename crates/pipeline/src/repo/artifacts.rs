@@ -28,8 +28,7 @@ pub fn insert(
     artifacts: &mut [Artifact],
     now: i64,
 ) -> Result<(), Error> {
-    let run = runs::row(c, run_id)?;
-    let owner = runs::find(c, run_id)?;
+    let (run, namespace, pipeline_name) = runs::identity(c, run_id)?;
     c.execute("DELETE FROM pipeline_artifacts WHERE run = ?1 AND task = ?2 AND name = ?3", params![run, task.0, name])?;
     for (position, item) in (0_i64..).zip(artifacts) {
         let id: Option<i64> = c.first(
@@ -41,8 +40,8 @@ pub fn insert(
                 task.0,
                 name,
                 position,
-                owner.namespace,
-                owner.pipeline_name,
+                namespace,
+                pipeline_name,
                 item.schema_title,
                 item.schema_version,
                 item.uri,

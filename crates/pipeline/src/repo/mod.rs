@@ -3,6 +3,7 @@
 pub mod artifacts;
 pub mod cache;
 pub(crate) mod experiments;
+pub(crate) mod owners;
 mod page;
 pub(crate) mod pipelines;
 pub(crate) mod recurring;
@@ -23,7 +24,11 @@ pub use page::Page;
 /// The database migrations of this crate, for [`slipway_store::Database::open`].
 pub const MIGRATION: Migration = Migration {
     domain: "pipeline",
-    steps: &[include_str!("../../migrations/001_pipelines.sql"), include_str!("../../migrations/002_steps.sql")],
+    steps: &[
+        include_str!("../../migrations/001_pipelines.sql"),
+        include_str!("../../migrations/002_steps.sql"),
+        include_str!("../../migrations/003_owners.sql"),
+    ],
 };
 
 /// A JSON column.

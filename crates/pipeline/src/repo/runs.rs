@@ -1,6 +1,6 @@
 //! Runs.
 
-use slipway_store::sql::{Connection, Result as Read, Row, Value, params};
+use slipway_store::sql::{Connection, Result as Read, Row, params};
 
 use super::page::{Page, Source, page};
 use super::{json, specs, state, state_name, to_json};
@@ -28,6 +28,9 @@ pub(crate) const FIELDS: Fields = Fields {
         text("namespace", "namespace"),
         text("experiment_id", "experiment_id"),
         text("recurring_run_id", "recurring_run_id"),
+        text("pipeline_id", "pipeline_id"),
+        text("pipeline_version_id", "version_id"),
+        text("pipeline_name", "pipeline_name"),
     ],
     has_tags: false,
 };
@@ -36,6 +39,8 @@ const COLUMNS: &str = "run_id, namespace, experiment_id, display_name, descripti
      scheduled_at, finished_at, pipeline_name, pipeline_id, version_id, spec, parameters, pipeline_root, recurring_run_id, history, error, \
      task_changes";
 const WIDTH: usize = 21;
+/// The states of runs that are not finished, in SQL.
+pub(super) const UNFINISHED: &str = "'PENDING', 'RUNNING', 'CANCELING', 'PAUSED'";
 
 fn run(row: &Row<'_>) -> Read<Run> {
     let (pipeline_id, version_id, spec): (String, String, String) = (row.get(12)?, row.get(13)?, row.get(14)?);
@@ -67,8 +72,8 @@ fn run(row: &Row<'_>) -> Read<Run> {
     })
 }
 
-/// Inserts a run, whose specification is stored already. `false` if a run with this id exists.
-pub(crate) fn insert(c: &Connection, r: &Run) -> Result<bool, Error> {
+/// Inserts a run, whose specification is stored already, and whose owner carries it out. `false` if a run with this id exists.
+pub(crate) fn insert(c: &Connection, r: &Run, owner: &str) -> Result<bool, Error> {
     let (pipeline_id, version_id) = match &r.source {
         SpecSource::Version { pipeline_id, version_id } => (pipeline_id.as_str(), version_id.as_str()),
         SpecSource::Inline { .. } | SpecSource::Newest { .. } => ("", ""),
@@ -76,8 +81,8 @@ pub(crate) fn insert(c: &Connection, r: &Run) -> Result<bool, Error> {
     let inserted = c.execute(
         "INSERT INTO pipeline_runs (run_id, namespace, experiment_id, display_name, description, service_account, storage_state, state,
            created_at, scheduled_at, finished_at, pipeline_name, pipeline_id, version_id, spec, parameters, pipeline_root,
-           recurring_run_id, history, error, task_changes)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)
+           recurring_run_id, history, error, task_changes, owner)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)
          ON CONFLICT (run_id) DO NOTHING",
         params![
             r.run_id,
@@ -100,7 +105,8 @@ pub(crate) fn insert(c: &Connection, r: &Run) -> Result<bool, Error> {
             r.recurring_run_id,
             to_json(&r.history),
             r.error,
-            r.task_changes
+            r.task_changes,
+            owner
         ],
     )?;
     Ok(inserted == 1)
@@ -122,6 +128,12 @@ pub(super) fn row(c: &Connection, id: &str) -> Result<i64, Error> {
     found.ok_or_else(|| not_found(id))
 }
 
+/// The number of the run's row, its namespace, and the name of its pipeline.
+pub(super) fn identity(c: &Connection, id: &str) -> Result<(i64, String, String), Error> {
+    let sql = "SELECT run, namespace, pipeline_name FROM pipeline_runs WHERE run_id = ?1";
+    c.first(sql, [id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.ok_or_else(|| not_found(id))
+}
+
 /// Which runs a list has.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Scope<'a> {
@@ -141,19 +153,45 @@ pub(crate) fn list(c: &Connection, scope: Scope<'_>, listing: &Listing) -> Resul
     page(c, &source, &FIELDS, listing, run)
 }
 
-/// All runs that are not finished, oldest first: those that a server takes up when it starts.
-pub fn unfinished(c: &Connection) -> Result<Vec<Run>, Error> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM pipeline_runs WHERE state IN ('PENDING', 'RUNNING', 'CANCELING', 'PAUSED') ORDER BY run"
-    );
-    Ok(c.rows(&sql, params![], run)?)
+/// The unfinished runs of an owner with their states, oldest first.
+pub(crate) fn unfinished_of_owner(c: &Connection, owner: &str) -> Result<Vec<(String, RunState)>, Error> {
+    let sql =
+        format!("SELECT run_id, state FROM pipeline_runs WHERE owner = ?1 AND state IN ({UNFINISHED}) ORDER BY run");
+    Ok(c.rows(&sql, [owner], |row| Ok((row.get(0)?, state(row, 1, RunState::Pending)?)))?)
+}
+
+/// The owner of a run.
+pub(crate) fn owner(c: &Connection, id: &str) -> Result<String, Error> {
+    let found = c.first("SELECT owner FROM pipeline_runs WHERE run_id = ?1", [id], |row| row.get(0))?;
+    found.ok_or_else(|| not_found(id))
+}
+
+/// Makes a server the owner of a run that nothing carries out.
+pub(crate) fn set_owner(c: &Connection, id: &str, owner: &str) -> Result<(), Error> {
+    c.execute("UPDATE pipeline_runs SET owner = ?2 WHERE run_id = ?1", [id, owner])?;
+    Ok(())
+}
+
+/// Begins to record progress of a run: counts a change of its tasks, so that cached views of them are read again. Returns the number of its
+/// row, and its state.
+///
+/// # Errors
+/// [`Error::NotFound`] if it was deleted, [`Error::Conflict`] if another server carries it out.
+pub(crate) fn advance(c: &Connection, id: &str, owner: &str) -> Result<(i64, RunState), Error> {
+    let sql = "UPDATE pipeline_runs SET task_changes = task_changes + 1 WHERE run_id = ?1 RETURNING run, state, owner";
+    let row = |row: &Row<'_>| Ok((row.get(0)?, state(row, 1, RunState::Pending)?, row.get::<String>(2)?));
+    let (run, state, found) = c.first(sql, [id], row)?.ok_or_else(|| not_found(id))?;
+    if found == owner {
+        Ok((run, state))
+    } else {
+        Err(Error::Conflict(format!("run {id} is carried out by another server")))
+    }
 }
 
 /// Number of unfinished runs of a recurring run.
 pub(crate) fn unfinished_of(c: &Connection, recurring_run_id: &str) -> Result<i64, Error> {
-    let sql = "SELECT COUNT(*) FROM pipeline_runs
-               WHERE state IN ('PENDING', 'RUNNING', 'CANCELING', 'PAUSED') AND recurring_run_id = ?1";
-    Ok(c.first(sql, [recurring_run_id], |row| row.get(0))?.unwrap_or(0))
+    let sql = format!("SELECT COUNT(*) FROM pipeline_runs WHERE state IN ({UNFINISHED}) AND recurring_run_id = ?1");
+    Ok(c.first(&sql, [recurring_run_id], |row| row.get(0))?.unwrap_or(0))
 }
 
 /// Changes the state of a run, if it is in one of the states `from`; an empty list means any. Returns whether it was changed.
@@ -192,10 +230,4 @@ pub(crate) fn delete(c: &Connection, id: &str) -> Result<(), Error> {
     c.execute("DELETE FROM pipeline_cache WHERE run_id = ?1", [id])?;
     c.execute("DELETE FROM pipeline_runs WHERE run_id = ?1", [id])?;
     specs::delete_unused(c, &found.spec)
-}
-
-/// Counts a change of the run's tasks, so that cached views of them are read again.
-pub(super) fn tasks_changed(c: &Connection, run: i64) -> Result<(), Error> {
-    c.execute("UPDATE pipeline_runs SET task_changes = task_changes + 1 WHERE run = ?1", [Value::from(run)])?;
-    Ok(())
 }

@@ -1,8 +1,9 @@
 //! Tasks of runs: one row for each record of the engine.
 
+use serde::Serialize;
 use slipway_store::sql::{Connection, Result as Read, Row, Value};
 
-use super::{json, runs, state, state_name, to_json};
+use super::{runs, state, state_name, to_json};
 use crate::Error;
 use crate::engine::TaskRecord;
 use crate::model::{TaskPath, TaskState};
@@ -14,8 +15,8 @@ pub struct TaskRow {
     pub path: TaskPath,
     /// State.
     pub state: TaskState,
-    /// The engine's record, which has path and state, too.
-    pub record: serde_json::Value,
+    /// JSON of the engine's record, which has path and state, too.
+    pub record: String,
 }
 
 /// A task with its number in the API.
@@ -32,25 +33,37 @@ const COLUMNS: &str = "task, path, state, record";
 fn task(row: &Row<'_>) -> Read<StoredTask> {
     Ok(StoredTask {
         execution_id: row.get(0)?,
-        row: TaskRow { path: TaskPath(row.get(1)?), state: state(row, 2, TaskState::Pending)?, record: json(row, 3)? },
+        row: TaskRow { path: TaskPath(row.get(1)?), state: state(row, 2, TaskState::Pending)?, record: row.get(3)? },
     })
 }
 
-/// Inserts or replaces tasks of a run.
-pub fn upsert(c: &Connection, run_id: &str, tasks: &[TaskRow]) -> Result<(), Error> {
-    if tasks.is_empty() {
-        return Ok(());
+/// A task to be stored.
+#[derive(Debug, Clone)]
+pub(crate) struct NewTask {
+    path: TaskPath,
+    state: TaskState,
+    /// JSON of the engine's record.
+    text: String,
+}
+
+impl NewTask {
+    /// A task with a record.
+    pub(crate) fn new(path: &TaskPath, state: TaskState, record: &impl Serialize) -> Self {
+        Self { path: path.clone(), state, text: to_json(record) }
     }
-    let run = runs::row(c, run_id)?;
+}
+
+/// Inserts or replaces tasks of a run, whose row is `run`.
+pub(crate) fn upsert(c: &Connection, run: i64, tasks: &[NewTask]) -> Result<(), Error> {
     let rows = tasks.iter().map(|task| {
-        [Value::from(run), task.path.0.clone().into(), state_name(task.state).into(), to_json(&task.record).into()]
+        [Value::from(run), task.path.0.clone().into(), state_name(task.state).into(), task.text.clone().into()]
     });
     c.execute_each(
         "INSERT INTO pipeline_tasks (run, path, state, record) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (run, path) DO UPDATE SET state = ?3, record = ?4",
         rows,
     )?;
-    runs::tasks_changed(c, run)
+    Ok(())
 }
 
 /// All tasks of a run, in the order in which they were first recorded.
@@ -70,7 +83,7 @@ pub fn find(c: &Connection, run_id: &str, path: &TaskPath) -> Result<Option<Stor
 fn decode(stored: StoredTask) -> Result<TaskRecord, Error> {
     let unreadable =
         |error| Error::Conflict(format!("task '{}' was recorded by another version: {error}", stored.row.path));
-    serde_json::from_value(stored.row.record).map_err(unreadable)
+    serde_json::from_str(&stored.row.record).map_err(unreadable)
 }
 
 /// What the engine recorded of the tasks of a run, in the order in which they were first recorded.

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::listing::{ListRequest, Listing};
 use crate::model::{Artifact, Outputs, RunState, TaskPath, TaskState};
 use crate::repo::runs::Scope;
-use crate::repo::tasks::TaskRow;
+use crate::repo::tasks::{NewTask, TaskRow};
 
 fn open() -> (tempfile::TempDir, Database) {
     let folder = tempfile::tempdir().unwrap();
@@ -55,12 +55,14 @@ async fn a_page_of_many_runs_is_read_in_milliseconds() {
 #[tokio::test]
 async fn tasks_are_written_in_batches_and_replaced() {
     let (_folder, db) = open();
-    let row = |n: usize, state| TaskRow { path: TaskPath(format!("loop[{n}]")), state, record: json!({"n": n}) };
+    let new = |n: usize, state| NewTask::new(&TaskPath(format!("loop[{n}]")), state, &json!({"n": n}));
+    let row =
+        |n: usize, state| TaskRow { path: TaskPath(format!("loop[{n}]")), state, record: json!({"n": n}).to_string() };
     db.write(move |c| {
         insert_runs(c, 1)?;
-        let rows: Vec<_> = (0..10_000).map(|n| row(n, TaskState::Running)).collect();
-        tasks::upsert(c, "run-0", &rows)?;
-        tasks::upsert(c, "run-0", &[row(7, TaskState::Failed)])?;
+        let rows: Vec<_> = (0..10_000).map(|n| new(n, TaskState::Running)).collect();
+        tasks::upsert(c, runs::advance(c, "run-0", "")?.0, &rows)?;
+        tasks::upsert(c, runs::advance(c, "run-0", "")?.0, &[new(7, TaskState::Failed)])?;
         let stored = tasks::list(c, "run-0")?;
         assert_eq!(stored.len(), 10_000);
         assert_eq!(
@@ -70,7 +72,7 @@ async fn tasks_are_written_in_batches_and_replaced() {
         assert_eq!(tasks::find(c, "run-0", &TaskPath("loop[9]".into()))?.unwrap().row, row(9, TaskState::Running));
         assert_eq!(tasks::find(c, "run-0", &TaskPath("loop".into()))?.map(|task| task.row), None);
         assert_eq!(runs::find(c, "run-0")?.task_changes, 2);
-        assert!(matches!(tasks::upsert(c, "no", &[row(1, TaskState::Failed)]), Err(Error::NotFound(_))));
+        assert!(matches!(runs::advance(c, "no", ""), Err(Error::NotFound(_))));
         Ok::<_, Error>(())
     })
     .await
@@ -147,11 +149,53 @@ async fn a_state_changes_only_from_the_states_named() {
         assert!(!runs::set_state(c, "run-0", &from, RunState::Failed, "why", 7)?);
         assert!(runs::set_state(c, "run-0", &[], RunState::Running, "", 7)?);
         assert!(!runs::set_state(c, "run-0", &[], RunState::Running, "", 8)?, "it is in that state");
-        assert_eq!(runs::unfinished(c)?.len(), 1);
+        assert_eq!(runs::unfinished_of_owner(c, "")?, [("run-0".to_owned(), RunState::Running)]);
         assert!(runs::set_state(c, "run-0", &from, RunState::Failed, "why", 9)?);
         let run = runs::find(c, "run-0")?;
         assert_eq!((run.finished_at, run.error.as_str(), run.history.len()), (9, "why", 2));
-        assert_eq!(runs::unfinished(c)?.len(), 0);
+        assert!(runs::unfinished_of_owner(c, "")?.is_empty());
+        Ok::<_, Error>(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn runs_of_a_server_that_beats_no_more_are_taken_over_and_others_are_not() {
+    let (_folder, db) = open();
+    db.write(|c| {
+        insert_runs(c, 3)?;
+        for run in ["run-0", "run-1"] {
+            runs::set_state(c, run, &[], RunState::Running, "", 7)?;
+        }
+        let owned = |owner: &str| {
+            let runs = runs::unfinished_of_owner(c, owner)?;
+            Ok::<_, Error>(runs.into_iter().map(|(run_id, _)| run_id).collect::<Vec<_>>())
+        };
+        owners::beat(c, "first")?;
+        // Those of an earlier version have no owner.
+        owners::adopt(c, "first")?;
+        assert_eq!(owned("first")?, ["run-0", "run-1"]);
+        owners::beat(c, "second")?;
+        owners::adopt(c, "second")?;
+        assert_eq!(owned("second")?, [""; 0], "the first server lives");
+        let seen = owners::list(c)?.remove(0);
+        owners::beat(c, "first")?;
+        owners::take_over(c, &seen, "second")?;
+        assert_eq!(owned("second")?, [""; 0], "the first server has beaten since it was seen");
+        let seen = owners::list(c)?.remove(0);
+        assert_eq!((seen.name.as_str(), seen.beats), ("first", 2));
+        owners::take_over(c, &seen, "second")?;
+        assert_eq!(owned("second")?, ["run-0", "run-1"]);
+        assert_eq!(runs::owner(c, "run-2")?, "", "a run that has ended needs no other owner");
+        // The first server returns: it records nothing of a run that it has lost.
+        owners::beat(c, "first")?;
+        assert!(matches!(runs::advance(c, "run-0", "first"), Err(Error::Conflict(_))));
+        assert!(runs::advance(c, "run-0", "second").is_ok());
+        owners::adopt(c, "first")?;
+        assert_eq!(owned("first")?, [""; 0]);
+        owners::adopt_all(c, "first")?;
+        assert_eq!(owned("first")?, ["run-0", "run-1"], "a database of its own");
         Ok::<_, Error>(())
     })
     .await

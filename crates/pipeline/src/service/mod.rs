@@ -30,7 +30,7 @@ pub use package::{MAX_PACKAGE, PackageError, read_package};
 pub use pipelines::{NewPipeline, NewVersion};
 pub use recurring::NewRecurringRun;
 pub use runner::{ArtifactStream, Runner};
-pub use runs::{NewRun, NewSource};
+pub use runs::{NewRun, NewSource, Side};
 
 use crate::Error;
 

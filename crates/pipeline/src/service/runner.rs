@@ -15,7 +15,9 @@ pub trait Runner: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// Why.
     fn ready(&self) -> Result<(), Error>;
-    /// Starts a run, whose state is `PENDING`.
+    /// The name of this server, to which the runs belong that it accepts.
+    fn owner(&self) -> String;
+    /// Starts a run of this server, whose state is `PENDING`.
     fn start(&self, run_id: String);
     /// Stops the tasks of a run, whose state is `CANCELING`, and then sets it to `CANCELED`.
     fn cancel(&self, run_id: String);

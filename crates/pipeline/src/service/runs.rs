@@ -14,7 +14,7 @@ use crate::engine::TaskRecord;
 use crate::entity::{Experiment, Run, RuntimeConfig, Source, StateChange, StorageState, StoredSpec};
 use crate::ir::read::Document;
 use crate::listing::{ListRequest, Listing};
-use crate::model::{RunState, TaskPath};
+use crate::model::{Artifact, RunState, TaskPath};
 use crate::repo::runs::Scope;
 use crate::repo::tasks::StoredTask;
 use crate::repo::{self, Page};
@@ -47,6 +47,15 @@ pub struct NewRun {
     pub source: NewSource,
     /// Parameters and root.
     pub config: RuntimeConfig,
+}
+
+/// What a task was given, or what it gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What it was given.
+    Inputs,
+    /// What it gave.
+    Outputs,
 }
 
 /// A specification that was found or read.
@@ -148,7 +157,8 @@ impl Service {
             error: String::new(),
             task_changes: 0,
         };
-        let created = self.db.write(move |c| insert(c, &run, &resolved.spec).map(|_| run)).await?;
+        let owner = self.runner.owner();
+        let created = self.db.write(move |c| insert(c, &run, &resolved.spec, &owner).map(|_| run)).await?;
         self.runner.start(created.run_id.clone());
         Ok(created)
     }
@@ -225,6 +235,20 @@ impl Service {
             .await
     }
 
+    /// As [`Self::runs`], without the specifications, which can be large.
+    ///
+    /// # Errors
+    /// As [`Self::runs`].
+    pub async fn list_runs(
+        &self,
+        namespace: String,
+        experiment_id: String,
+        request: &ListRequest,
+    ) -> Result<Page<Run>, Error> {
+        let listing = Listing::new(&repo::runs::FIELDS, request)?;
+        self.db.read(move |c| repo::runs::list(c, scope(&namespace, &experiment_id), &listing)).await
+    }
+
     /// Archives or unarchives a run.
     ///
     /// # Errors
@@ -268,9 +292,16 @@ impl Service {
     /// [`Error::NotFound`], [`Error::Conflict`] in any other state, or an error of the store.
     pub async fn retry_run(&self, id: String) -> Result<(), Error> {
         const FROM: &[RunState] = &[RunState::Failed, RunState::Canceled];
-        let run_id = id.clone();
-        let changed =
-            self.db.write(move |c| repo::runs::set_state(c, &run_id, FROM, RunState::Pending, "", now_ms())).await?;
+        let (run_id, owner) = (id.clone(), self.runner.owner());
+        let changed = self.db.write(move |c| {
+            let changed = repo::runs::set_state(c, &run_id, FROM, RunState::Pending, "", now_ms())?;
+            if changed {
+                // Nothing carries out a run that has ended.
+                repo::runs::set_owner(c, &run_id, &owner)?;
+            }
+            Ok::<_, Error>(changed)
+        });
+        let changed = changed.await?;
         if !changed {
             return Err(Error::Conflict(format!(
                 "Failed to retry run {id} as it does not allow retries: only runs that failed or were canceled do"
@@ -338,21 +369,62 @@ impl Service {
         node: &str,
         name: String,
     ) -> Result<(Option<Bytes>, ArtifactStream), Error> {
-        use futures_util::TryStreamExt as _;
         let path = self.task_path(&run_id, node).await?;
         let namespace = self.run(&run_id)?.namespace;
         let missing = format!("artifact runs/{run_id}/nodes/{node}/artifacts/{name} not found");
         let found = self.db.read_now(|c| repo::artifacts::of_output(c, &run_id, &path, &name))?;
         let artifact = found.into_iter().next().ok_or(Error::NotFound(missing))?;
+        self.open_artifact(namespace, artifact).await
+    }
+
+    /// The content of an artifact that a task was given or gave: that number `index` of the input or output `name`. As
+    /// [`Self::read_artifact`] otherwise.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], an error of the store, or one of the runner.
+    pub async fn read_task_artifact(
+        &self,
+        run: &Run,
+        path: TaskPath,
+        side: Side,
+        name: &str,
+        index: usize,
+    ) -> Result<(Option<Bytes>, ArtifactStream), Error> {
+        let record = self.task_record(run.run_id.clone(), path).await?;
+        let artifacts = match side {
+            Side::Inputs => &record.inputs.artifacts,
+            Side::Outputs => &record.outputs.artifacts,
+        };
+        let artifact = artifacts.get(name).and_then(|list| list.get(index)).cloned().ok_or_else(|| {
+            Error::NotFound(format!("task {} of run {} has no artifact {index} of {name:?}", record.path.0, run.run_id))
+        })?;
+        self.open_artifact(run.namespace.clone(), artifact).await
+    }
+
+    async fn open_artifact(
+        &self,
+        namespace: String,
+        artifact: Artifact,
+    ) -> Result<(Option<Bytes>, ArtifactStream), Error> {
+        use futures_util::TryStreamExt as _;
         let mut stream = self.runner.read_artifact(namespace, artifact).await?;
         Ok((stream.try_next().await?, stream))
     }
+
+    /// The compiled pipeline with this digest, read.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or an error of the store.
+    pub async fn document(&self, digest: &str) -> Result<Document, Error> {
+        let stored = self.specification(digest)?;
+        blocking(move || specification::from_stored(&stored)).await
+    }
 }
 
-/// Stores a run with its specification. `false` if a run with this id exists.
-pub(super) fn insert(c: &Connection, run: &Run, spec: &StoredSpec) -> Result<bool, Error> {
+/// Stores a run with its specification, and with the server that carries it out. `false` if a run with this id exists.
+pub(super) fn insert(c: &Connection, run: &Run, spec: &StoredSpec, owner: &str) -> Result<bool, Error> {
     repo::specs::insert(c, spec)?;
-    let inserted = repo::runs::insert(c, run)?;
+    let inserted = repo::runs::insert(c, run, owner)?;
     if inserted {
         repo::experiments::run_created(c, &run.experiment_id, run.created_at)?;
     }

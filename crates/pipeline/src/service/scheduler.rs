@@ -92,12 +92,12 @@ impl Service {
                 Ok((run, spec)) => {
                     recurring.triggered += 1;
                     recurring.error.clear();
-                    let (progress, run_id) = (recurring.clone(), run.run_id.clone());
+                    let (progress, run_id, owner) = (recurring.clone(), run.run_id.clone(), self.runner.owner());
                     let inserted = self
                         .db
                         .write(move |c| {
                             repo::recurring::set_progress(c, &progress)?;
-                            insert(c, &run, &spec)
+                            insert(c, &run, &spec, &owner)
                         })
                         .await?;
                     if inserted {

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use slipway_exec::Submitted;
 use slipway_gpu::bench::Report;
 use slipway_gpu::inventory::Inventory;
+use slipway_pipeline::outline::{Environment, Outline};
 use slipway_serve::http::{InferenceRequest, InferenceResponse, ModelMetadata};
 use slipway_serve::service::{RequestRecord, Revision, Status};
 use slipway_track::service::Lineage;
@@ -172,6 +173,9 @@ fn submitted_runs() -> Vec<Operation> {
         get("/api/v1/runs/{namespace}/{name}/log", "getRunLog", "The log of a submitted run")
             .query::<runs::LogParameters>()
             .text(TEXT),
+        get("/api/v1/pipelines/runs", "listPipelineRuns", "Runs of pipelines, the newest first")
+            .query::<pipeline::routes::RunsParameters>()
+            .json::<pipeline::views::PipelineRuns>(),
         get("/api/v1/pipelines/runs/{run}", "getPipelineRun", "A run of a pipeline with its tasks")
             .json::<pipeline::views::PipelineRun>(),
         get(
@@ -190,6 +194,26 @@ fn submitted_runs() -> Vec<Operation> {
         get("/api/v1/pipelines/runs/{run}/task", "getPipelineTask", "A task of a run with its inputs and outputs")
             .query::<pipeline::routes::TaskParameters>()
             .json::<pipeline::views::PipelineTask>(),
+        get(
+            "/api/v1/pipelines/runs/{run}/outline",
+            "getPipelineRunOutline",
+            "The inputs and graphs of the pipeline of a run",
+        )
+        .json::<Outline>(),
+        get("/api/v1/pipelines/runs/{run}/usage", "getPipelineRunUsage", "Processors and GPUs that a run used")
+            .json::<pipeline::usage::PipelineUsage>(),
+        get("/api/v1/pipelines/runs/{run}/environment", "getPipelineTaskEnvironment", "Where a task is executed")
+            .query::<pipeline::routes::TaskParameters>()
+            .json::<Environment>(),
+        get("/api/v1/pipelines/runs/{run}/artifact", "getPipelineArtifact", "The content of an artifact of a task")
+            .query::<pipeline::routes::ArtifactParameters>()
+            .response(StatusCode::OK, Content::Binary),
+        get(
+            "/api/v1/pipelines/definitions/{pipeline}/versions/{version}/outline",
+            "getPipelineVersionOutline",
+            "The inputs and graphs of a version of a pipeline",
+        )
+        .json::<Outline>(),
         get("/api/v1/pipelines/runs/{run}/log", "getPipelineTaskLog", "The log of a task of a pipeline")
             .query::<pipeline::routes::TaskLogParameters>()
             .text(TEXT),

@@ -1,5 +1,5 @@
 //! slipway's own view of the runs of pipelines, below `/api/v1/pipelines`: every task with its inputs, outputs and times, which Kubeflow's
-//! API does not show, and logs by the path of a task.
+//! API does not show, what a compiled pipeline says, what a run used, and logs and artifacts by the path of a task.
 //!
 //! Invariant: a handler reads tasks or logs only after it has authorized the caller in the namespace of the run.
 
@@ -8,17 +8,24 @@ use axum::body::Body;
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slipway_access::refusal::Refusal;
 use slipway_access::{Access, Decision, Resource, Routes, Verb};
+use slipway_core::clock::now_ms;
 use slipway_exec::ExecError;
 use slipway_pipeline::Error;
 use slipway_pipeline::entity::Run;
+use slipway_pipeline::listing::ListRequest;
 use slipway_pipeline::model::TaskPath;
+use slipway_pipeline::outline::{Environment, Outline, container_at};
+use slipway_pipeline::service::Side;
+use slipway_pipeline::usage::Usage;
 
-use super::views::{PipelineRun, PipelineTask, PipelineTasks};
+use super::usage::{MeasuredGpus, PipelineUsage};
+use super::views::{PipelineRun, PipelineRuns, PipelineTask, PipelineTasks};
 use crate::Platform;
 use crate::error_body::ErrorBody;
 
@@ -26,11 +33,17 @@ pub(crate) fn routes(platform: Platform) -> Routes {
     // The namespace is that of the run, so the handlers decide.
     let access = Access::DecidedByHandler;
     Routes::new()
+        .get("/pipelines/runs", access, list)
         .get("/pipelines/runs/{run}", access, show)
         .get("/pipelines/runs/{run}/specification", access, specification)
+        .get("/pipelines/runs/{run}/outline", access, outline_of_run)
+        .get("/pipelines/runs/{run}/usage", access, usage)
         .get("/pipelines/runs/{run}/tasks", access, tasks)
         .get("/pipelines/runs/{run}/task", access, task)
+        .get("/pipelines/runs/{run}/environment", access, environment)
+        .get("/pipelines/runs/{run}/artifact", access, artifact)
         .get("/pipelines/runs/{run}/log", access, log)
+        .get("/pipelines/definitions/{pipeline}/versions/{version}/outline", access, outline_of_version)
         .with_state(platform)
 }
 
@@ -56,16 +69,83 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Finds a run, and authorizes the caller to read this resource in its namespace.
-async fn run(platform: &Platform, decision: &Decision, resource: Resource, id: &str) -> Result<Run, Failure> {
-    let found = platform.pipelines.run(id);
-    // Without a run there is no namespace to ask for; whoever may not even list runs must not learn that.
-    let namespace = found.as_ref().ok().map(|run| run.namespace.clone());
-    decision.authorize(Verb::Get, resource, namespace.as_deref()).await.map_err(|refusal| match refusal {
+/// Authorizes the caller to read this resource in the namespace of what was found.
+async fn authorized<T>(
+    decision: &Decision,
+    resource: Resource,
+    found: Result<T, Error>,
+    namespace: impl FnOnce(&T) -> &str,
+) -> Result<T, Failure> {
+    if let Ok(named) = &found
+        && authorize(decision, Verb::Get, resource, Some(namespace(named))).await.is_ok()
+    {
+        return Ok(found?);
+    }
+    // What does not exist has no namespace to ask for. Whoever may not read all of them gets the same answer for what is another tenant's.
+    authorize(decision, Verb::Get, resource, None).await?;
+    Ok(found?)
+}
+
+async fn authorize(
+    decision: &Decision,
+    verb: Verb,
+    resource: Resource,
+    namespace: Option<&str>,
+) -> Result<(), Failure> {
+    let refused = |refusal| match refusal {
         Refusal::Unavailable(reason) => Error::Executor(ExecError::Unreachable(reason)),
         other => Error::Forbidden(other.message()),
-    })?;
-    Ok(found?)
+    };
+    Ok(decision.authorize(verb, resource, namespace).await.map_err(refused)?)
+}
+
+/// Finds a run, and authorizes the caller to read this resource in its namespace.
+async fn run(platform: &Platform, decision: &Decision, resource: Resource, id: &str) -> Result<Run, Failure> {
+    authorized(decision, resource, platform.pipelines.run(id), |run| &run.namespace).await
+}
+
+/// Query for runs.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct RunsParameters {
+    /// Namespace of the runs; that of the installation if empty.
+    namespace: String,
+    /// Id of their experiment in Kubeflow's API; all if empty.
+    experiment: String,
+    /// Filter in JSON, as Kubeflow's API has it: `{"predicates": [{"operation": "EQUALS", "key": "state", "string_value": "FAILED"}]}`.
+    filter: String,
+    /// Maximum number of runs; at most 200.
+    page_size: i64,
+    /// Token of the page; empty for the first one.
+    page_token: String,
+}
+
+async fn list(
+    State(platform): State<Platform>,
+    Extension(decision): Extension<Decision>,
+    Query(query): Query<RunsParameters>,
+) -> Result<Json<PipelineRuns>, Failure> {
+    let service = &platform.pipelines;
+    let namespace = match query.experiment.as_str() {
+        "" => service.namespace(&query.namespace),
+        id => {
+            authorized(&decision, Resource::Runs, service.experiment(id), |experiment| &experiment.namespace)
+                .await?
+                .namespace
+        }
+    };
+    authorize(&decision, Verb::List, Resource::Runs, Some(&namespace)).await?;
+    if !query.experiment.is_empty() {
+        service.experiment_for(&query.experiment, &query.namespace).await?;
+    }
+    let request = ListRequest {
+        page_token: query.page_token,
+        page_size: query.page_size,
+        sort_by: "created_at desc".into(),
+        filter: query.filter,
+    };
+    let page = service.list_runs(namespace, query.experiment, &request).await?;
+    Ok(Json(PipelineRuns::new(page.items, page.total, page.next_page_token)))
 }
 
 async fn show(
@@ -135,6 +215,103 @@ async fn specification(
     let specification = serde_json::from_str(&stored.text)
         .map_err(|error| Error::NotFound(format!("the stored specification of run {id} is damaged: {error}")))?;
     Ok(Json(PipelineSpecification { specification }))
+}
+
+async fn outline_of_run(
+    State(platform): State<Platform>,
+    Extension(decision): Extension<Decision>,
+    Path(id): Path<String>,
+) -> Result<Json<Outline>, Failure> {
+    let run = run(&platform, &decision, Resource::Runs, &id).await?;
+    Ok(Json(Outline::new(&platform.pipelines.document(&run.spec).await?)))
+}
+
+async fn outline_of_version(
+    State(platform): State<Platform>,
+    Extension(decision): Extension<Decision>,
+    Path((pipeline, version)): Path<(String, String)>,
+) -> Result<Json<Outline>, Failure> {
+    let found = platform.pipelines.pipeline(&pipeline);
+    authorized(&decision, Resource::Runs, found, |pipeline| &pipeline.namespace).await?;
+    let (version, _) = platform.pipelines.version(&pipeline, &version)?;
+    Ok(Json(Outline::new(&platform.pipelines.document(&version.spec).await?)))
+}
+
+async fn usage(
+    State(platform): State<Platform>,
+    Extension(decision): Extension<Decision>,
+    Path(id): Path<String>,
+) -> Result<Json<PipelineUsage>, Failure> {
+    let run = run(&platform, &decision, Resource::Runs, &id).await?;
+    let document = platform.pipelines.document(&run.spec).await?;
+    let records = platform.pipelines.task_records(run.run_id.clone()).await?;
+    let reserved = Usage::new(&document, &records, now_ms());
+    let measured = MeasuredGpus::of_run(&platform.tracking, &run.run_id).await;
+    Ok(Json(PipelineUsage { reserved, measured }))
+}
+
+async fn environment(
+    State(platform): State<Platform>,
+    Extension(decision): Extension<Decision>,
+    Path(id): Path<String>,
+    Query(query): Query<TaskParameters>,
+) -> Result<Json<Environment>, Failure> {
+    let run = run(&platform, &decision, Resource::Runs, &id).await?;
+    let (path, service) = (TaskPath(query.task), &platform.pipelines);
+    let document = service.document(&run.spec).await?;
+    let container = container_at(&document, &path)
+        .ok_or_else(|| Error::NotFound(format!("task {} of run {id} executes no container", path.0)))?;
+    // A task that has not begun has no inputs yet.
+    let record = service.task_record(run.run_id, path).await.ok();
+    Ok(Json(Environment::new(container, &record.map(|record| record.inputs).unwrap_or_default())))
+}
+
+/// Query for the content of an artifact.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct ArtifactParameters {
+    /// Path of the task.
+    task: String,
+    /// Whether the task was given the artifact, or gave it.
+    of: ArtifactSide,
+    /// Name of the input or output.
+    name: String,
+    /// Number of the artifact in a list, from 0.
+    #[serde(default)]
+    index: usize,
+}
+
+/// Inputs or outputs.
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum ArtifactSide {
+    /// What a task was given.
+    Inputs,
+    /// What a task gave.
+    Outputs,
+}
+
+/// Sends the bytes of an artifact. Browsers never show them as a page of this server.
+async fn artifact(
+    State(platform): State<Platform>,
+    Extension(decision): Extension<Decision>,
+    Path(id): Path<String>,
+    Query(query): Query<ArtifactParameters>,
+) -> Result<Response, Failure> {
+    let run = run(&platform, &decision, Resource::Runs, &id).await?;
+    let side = match query.of {
+        ArtifactSide::Inputs => Side::Inputs,
+        ArtifactSide::Outputs => Side::Outputs,
+    };
+    let path = TaskPath(query.task);
+    let (first, rest) = platform.pipelines.read_task_artifact(&run, path, side, &query.name, query.index).await?;
+    let content = stream::iter(first.map(Ok)).chain(rest);
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream"),
+        (header::CONTENT_DISPOSITION, "attachment"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
+    ];
+    Ok((headers, Body::from_stream(content)).into_response())
 }
 
 /// Query for the log of a task.

@@ -51,6 +51,10 @@ impl Runner for PipelineRunner {
         self.get().map(drop)
     }
 
+    fn owner(&self) -> String {
+        self.get().map_or_else(|_| String::new(), Runner::owner)
+    }
+
     fn start(&self, run_id: String) {
         if let Ok(driver) = self.get() {
             driver.start(run_id);

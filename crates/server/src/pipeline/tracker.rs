@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join4};
 use parking_lot::Mutex;
 use serde_json::Value;
 use slipway_core::clock::now_ms;
@@ -195,11 +195,9 @@ impl PipelineTracker {
         let end = task.finished_at.unwrap_or_else(now_ms);
         let start = task.started_at.unwrap_or(end);
         let mut values = parameters(task.inputs.parameters.iter());
-        if !self.create_task(run, experiment, &task.path, start).await? {
-            // What the program has logged itself stays as it is.
-            let logged = self.tracking.run(&id)?.data.params;
-            values.retain(|value| !logged.iter().any(|known| known.key == value.key));
-        }
+        // A program that used its token has a tracked run already. What it has logged itself stays as it is.
+        let logged = self.tracking.run(&id).ok().map(|run| run.data.params);
+        values.retain(|value| !logged.iter().flatten().any(|known| known.key == value.key));
         // The number of attempts marks the end of the task: tokens of a run that has it are invalid.
         let mut tags = vec![tag(ATTEMPTS_TAG, task.attempt.to_string())];
         for (name, artifacts) in &task.outputs.artifacts {
@@ -208,21 +206,33 @@ impl PipelineTracker {
             }
         }
         tags.dedup_by(|left, right| left.key == right.key);
-        self.tracking.log_batch(id.clone(), metrics(task, end), values, tags).await?;
         let inputs = task.inputs.artifacts.iter().flat_map(|(name, all)| all.iter().map(move |one| (name, one)));
         let datasets: Vec<DatasetInput> = inputs
             .filter(|(_, artifact)| artifact.schema_title == DATASET_TYPE)
             .map(|(name, artifact)| dataset(name, artifact))
             .collect();
-        if !datasets.is_empty() {
-            self.tracking.log_inputs(id.clone(), datasets, Vec::new()).await?;
-        }
         let status = match task.state {
             TaskState::Failed => "FAILED",
             TaskState::Canceled => "KILLED",
             _ => "FINISHED",
         };
-        self.tracking.update_run(id, Some(status.into()), Some(end), None).await.map(drop)
+        // All are queued at once, in this order, which the store keeps: so they share a commit.
+        let create = async {
+            match logged {
+                Some(_) => Ok(()),
+                None => self.create_task(run, experiment, &task.path, start).await.map(drop),
+            }
+        };
+        let log = self.tracking.log_batch(id.clone(), metrics(task, end), values, tags);
+        let log_inputs = async {
+            if datasets.is_empty() {
+                return Ok(());
+            }
+            self.tracking.log_inputs(id.clone(), datasets, Vec::new()).await
+        };
+        let finish = self.tracking.update_run(id.clone(), Some(status.into()), Some(end), None);
+        let (created, logged, inputs, finished) = join4(create, log, log_inputs, finish).await;
+        created.and(logged).and(inputs).and(finished.map(drop))
     }
 
     async fn change(&self, run: &RunInfo, state: RunState) -> Result<(), Error> {

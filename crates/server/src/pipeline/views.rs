@@ -70,6 +70,24 @@ impl From<Run> for PipelineRunFacts {
     }
 }
 
+/// A page of runs of pipelines, the newest first.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PipelineRuns {
+    /// The runs without their tasks.
+    runs: Vec<PipelineRunFacts>,
+    /// Number of runs on all pages.
+    total: i64,
+    /// Token of the next page; empty on the last one.
+    next_page_token: String,
+}
+
+impl PipelineRuns {
+    pub(super) fn new(runs: Vec<Run>, total: i64, next_page_token: String) -> Self {
+        Self { runs: runs.into_iter().map(PipelineRunFacts::from).collect(), total, next_page_token }
+    }
+}
+
 /// A run of a pipeline with its tasks.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct PipelineRun {

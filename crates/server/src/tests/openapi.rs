@@ -19,8 +19,9 @@ use slipway_gpu::inventory::{
 use slipway_pipeline::driver::{Driver, Settings};
 use slipway_pipeline::entity::RuntimeConfig;
 use slipway_pipeline::launch::{ArtifactStream, AttemptId, Launcher};
+use slipway_pipeline::listing::ListRequest;
 use slipway_pipeline::model::{Artifact, Launch, Outcome as TaskOutcome, Outputs};
-use slipway_pipeline::service::{NewRun, NewSource};
+use slipway_pipeline::service::{NewPipeline, NewRun, NewSource, NewVersion};
 
 use super::json_schema;
 use super::repositories::{GIF, Repository};
@@ -361,22 +362,19 @@ impl Launcher for FullLauncher {
         Box::pin(std::future::ready(true))
     }
     fn read(&self, _: String, _: Artifact) -> BoxFuture<'static, Result<ArtifactStream, slipway_pipeline::Error>> {
-        Box::pin(std::future::ready(Err(slipway_pipeline::Error::NotFound("no content".into()))))
+        let content: ArtifactStream = Box::pin(futures_util::stream::iter([Ok(Bytes::from_static(b"weights"))]));
+        Box::pin(std::future::ready(Ok(content)))
     }
     fn forget(&self, _: String, _: String) -> BoxFuture<'static, Result<(), slipway_pipeline::Error>> {
         Box::pin(std::future::ready(Ok(())))
     }
 }
 
-/// Runs a pipeline of one step to its end, and returns the id of the run.
-async fn run_pipeline(server: &TestServer) -> String {
-    let platform = &server.platform;
-    let tracker = Arc::new(crate::pipeline::PipelineTracker::new(platform.tracking.clone(), false));
-    let settings = Settings { pipeline_root: "/artifacts".into(), max_parallel_tasks: 1 };
-    platform.pipeline_runner.set(Driver::new(platform.database.clone(), Arc::new(FullLauncher), tracker, settings));
+/// A pipeline of one step.
+fn pipeline_of_one_step() -> Value {
     let outputs = json!({"parameters": {"Output": {"parameterType": "STRING"}},
         "artifacts": {"model": {"artifactType": {"schemaTitle": "system.Model", "schemaVersion": "0.0.1"}}}});
-    let spec = json!({
+    json!({
         "pipelineInfo": {"name": "say"}, "schemaVersion": "2.1.0", "sdkVersion": "kfp-2.17.3",
         "components": {"comp-say": {"executorLabel": "exec-say", "outputDefinitions": outputs,
             "inputDefinitions": {"parameters": {"text": {"parameterType": "STRING"}}}}},
@@ -386,14 +384,22 @@ async fn run_pipeline(server: &TestServer) -> String {
             "dag": {"tasks": {"say": {"componentRef": {"name": "comp-say"}, "taskInfo": {"name": "say"},
                 "inputs": {"parameters": {"text": {"componentInputParameter": "text"}}}}}},
         },
-    });
+    })
+}
+
+/// Runs a pipeline of one step to its end, and returns the id of the run.
+async fn run_pipeline(server: &TestServer) -> String {
+    let platform = &server.platform;
+    let tracker = Arc::new(crate::pipeline::PipelineTracker::new(platform.tracking.clone(), false));
+    let settings = Settings { pipeline_root: "/artifacts".into(), max_parallel_tasks: 1 };
+    platform.pipeline_runner.set(Driver::new(platform.database.clone(), Arc::new(FullLauncher), tracker, settings));
     let service = &platform.pipelines;
     let experiment = service.default_experiment("default".into()).await.unwrap();
     let new = NewRun {
         display_name: "one".into(),
         description: String::new(),
         service_account: String::new(),
-        source: NewSource::Inline(spec),
+        source: NewSource::Inline(pipeline_of_one_step()),
         config: RuntimeConfig {
             parameters: [("text".to_owned(), json!("hi"))].into_iter().collect(),
             ..RuntimeConfig::default()
@@ -507,6 +513,8 @@ async fn responses_match_the_document() {
         .succeed("GET", &format!("/api/v1/pipelines/runs/{run}/log?task=say&attempt=1&follow=false"), Value::Null)
         .await;
 
+    show_pipeline(&mut checked, &run).await;
+
     for remote in ["remotes", "namespaces/team-a/remotes"] {
         share_data(&mut checked, &format!("/api/v1/data/{remote}")).await;
     }
@@ -523,6 +531,39 @@ async fn responses_match_the_document() {
 
 /// The JSON part of a response with binary tensors has the same schema as a pure JSON response.
 /// Registers a repository, reads all that is shown of it, and forgets it.
+/// Shows what the pipeline of a run says, what the run used, and the content of its artifact.
+async fn show_pipeline(checked: &mut CheckedServer, run: &str) {
+    let filter = "%7B%22predicates%22:%5B%7B%22operation%22:%22EQUALS%22,%22key%22:%22pipeline_name%22,%22string_value%22:%22say%22%7D%5D%7D";
+    let listed = checked.succeed("GET", &format!("/api/v1/pipelines/runs?filter={filter}"), Value::Null).await;
+    assert_eq!((&listed["total"], &listed["runs"][0]["runId"]), (&json!(1), &json!(run)));
+    let others = filter.replace("say", "other");
+    let listed = checked.succeed("GET", &format!("/api/v1/pipelines/runs?filter={others}"), Value::Null).await;
+    assert_eq!(listed["runs"], json!([]));
+    let run = format!("/api/v1/pipelines/runs/{run}");
+    let outline = checked.succeed("GET", &format!("{run}/outline"), Value::Null).await;
+    assert_eq!((&outline["inputs"][0]["name"], &outline["root"]["nodes"][0]["name"]), (&json!("text"), &json!("say")));
+    let usage = checked.succeed("GET", &format!("{run}/usage"), Value::Null).await;
+    assert_eq!(usage["measured"], Value::Null);
+    let environment = checked.succeed("GET", &format!("{run}/environment?task=say"), Value::Null).await;
+    assert_eq!((&environment["image"], &environment["program"]), (&json!("python:3.11"), &json!("true")));
+    let artifact = format!("{run}/artifact?task=say&of=outputs&name=model");
+    checked.succeed("GET", &artifact, Value::Null).await;
+    assert_eq!(checked.server.send_as("owner", "GET", &artifact, "").await.body, b"weights"[..]);
+    let missing = checked.server.send_as("owner", "GET", &format!("{artifact}&index=1"), "").await;
+    assert_eq!(missing.status, 404);
+
+    let service = &checked.server.platform.pipelines;
+    let (name, namespace) = ("say".to_owned(), service.namespace(""));
+    let first = NewVersion { name: name.clone(), ..NewVersion::default() };
+    let new = NewPipeline { name, namespace, ..NewPipeline::default() };
+    let made = service.create_pipeline_and_version(new, first, pipeline_of_one_step().to_string()).await.unwrap();
+    let versions = service.versions(made.pipeline_id.clone(), &ListRequest::default()).await.unwrap();
+    let version = &versions.items[0].0.version_id;
+    let path = format!("/api/v1/pipelines/definitions/{}/versions/{version}/outline", made.pipeline_id);
+    let of_version = checked.succeed("GET", &path, Value::Null).await;
+    assert_eq!(of_version, outline);
+}
+
 async fn show_data(checked: &mut CheckedServer, repositories: &str) {
     let repository = Repository::new();
     repository.track(&[("a.csv", b"x,y\n1,2\n"), ("b.gif", GIF)]);

@@ -250,7 +250,12 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         Data::Pull(options) => {
             let mut project = open()?;
             let targets = &transfer_targets(&project, &options.share.transfer, options.glob)?;
-            let received = transfer::fetch(&mut project, targets, &share_options(&options.share), &terminal).await?;
+            let received = match transfer::fetch(&mut project, targets, &share_options(&options.share), &terminal).await
+            {
+                // What was received comes into the workspace, also if something else failed.
+                Err(error @ DataError::Transfer { .. }) => Err(error),
+                outcome => Ok(outcome?),
+            };
             let how = checkout::Options {
                 force: options.force,
                 recursive: options.share.transfer.recursive,
@@ -259,6 +264,7 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
             };
             let report = checkout::checkout(&mut project, targets, how, &terminal)?;
             show_changes(&report);
+            let received = received?;
             print_text(&format!(
                 "{}\n",
                 summary(Some(received), &report).unwrap_or_else(|| "Everything is up to date.".into())

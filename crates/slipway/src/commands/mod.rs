@@ -100,6 +100,11 @@ pub(crate) async fn run(args: Cli, config: Config, problem: Option<ConfigError>)
         }
         // It runs in the working folder of a run, which may contain an invalid project file.
         Command::Supervise { folder } => Ok(slipway_exec::local::supervise(&folder).await?),
+        Command::Guard { parent, program } => match slipway_exec::local::guard::guard(parent, &program).await? {
+            0 => Ok(()),
+            // That of the program, whose output says why.
+            code => std::process::exit(i32::from(code)),
+        },
         command => match problem {
             Some(problem) => Err(problem.into()),
             None => run_configured(&context, command).await,

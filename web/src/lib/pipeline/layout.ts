@@ -2,7 +2,7 @@
 // they are opened; a loop then shows a page of its iterations. All lengths are in pixels.
 
 import { ordered } from "../layers";
-import type { Graphs, Step } from "./spec";
+import { isGroup, isLoop, type Graphs, type Step } from "./graph";
 import { indexOf, type Tree } from "./tasks";
 
 export const NODE = { width: 190, height: 50 };
@@ -92,12 +92,11 @@ class Layout {
   /** A graph of steps. */
   graph(component: string, path: string): Block {
     const steps = this.graphs.of(component);
-    const byName = new Map(steps.map((step) => [step.name, step]));
     const prefix = path ? `${path}/` : "";
-    const columns = ordered(steps.map((step) => step.name), (name) => byName.get(name)?.needs ?? []);
-    const all = columnsOf(columns.map((names) => names.map((name) => this.step(byName.get(name)!, prefix + name))), GAP.x);
+    const columns = ordered([...steps.keys()], (name) => steps.get(name)?.needs ?? []);
+    const all = columnsOf(columns.map((names) => names.map((name) => this.step(steps.get(name)!, prefix + name))), GAP.x);
     const at = new Map(all.boxes.map((box) => [box.path, box]));
-    for (const step of steps)
+    for (const step of steps.values())
       for (const need of step.needs) {
         const [a, b] = [at.get(prefix + need), at.get(prefix + step.name)];
         if (a && b) all.lines.push({ id: `${a.path} ${b.path}`, from: [a.x + a.width, a.y + Math.min(a.height, NODE.height) / 2], to: [b.x, b.y + Math.min(b.height, NODE.height) / 2] });
@@ -106,19 +105,19 @@ class Layout {
   }
 
   step(step: Step, path: string): Block {
-    return step.isLoop ? this.loop(step, path) : this.task(step, path, step.title);
+    return isLoop(step) ? this.loop(step, path) : this.task(step, path, step.displayName);
   }
 
   /** A task, or an iteration of a loop. */
   task(step: Step, path: string, title: string): Block {
-    const box = { path, title, x: 0, y: 0, step, isGroup: step.isGroup, isLoop: false, isOpen: step.isGroup && this.open.has(path) };
+    const box = { path, title, x: 0, y: 0, step, isGroup: isGroup(step), isLoop: false, isOpen: isGroup(step) && this.open.has(path) };
     return box.isOpen ? this.around(box, this.graph(step.component, path)) : { ...NODE, boxes: [{ ...box, ...NODE }], lines: [] };
   }
 
   loop(step: Step, path: string): Block {
     const iterations = this.tree?.children(path) ?? [];
     const page = this.open.get(path);
-    const box = { path, title: step.title, x: 0, y: 0, step, isLoop: true, isGroup: iterations.length > 0 || (!this.tree && step.isGroup), isOpen: page !== undefined };
+    const box = { path, title: step.displayName, x: 0, y: 0, step, isLoop: true, isGroup: iterations.length > 0 || (!this.tree && isGroup(step)), isOpen: page !== undefined };
     if (page === undefined || !box.isGroup) return { ...NODE, boxes: [{ ...box, ...NODE, isOpen: false }], lines: [] };
     // Without a run, a loop shows what one iteration does.
     if (!this.tree) return this.around(box, this.graph(step.component, path));

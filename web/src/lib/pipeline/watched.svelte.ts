@@ -2,7 +2,7 @@
 
 import { Live } from "../live.svelte";
 import { isFinal, pipelines, type RunFacts } from "../pipelines";
-import { Graphs, specificationOf } from "./spec";
+import { Graphs } from "./graph";
 import { Tree } from "./tasks";
 
 const INTERVAL = 1000;
@@ -25,11 +25,9 @@ export class WatchedRun {
   readonly error = $derived.by(() => this.#live.error);
 
   constructor(id: string) {
-    const next = async (): Promise<Seen> => {
-      const { value } = this.#live;
-      const { tasks, changes, ...facts } = await pipelines.tasks(id, value?.changes);
-      // The specification of a run never changes.
-      const graphs = value?.graphs ?? new Graphs(specificationOf(await pipelines.specification(id)));
+    const next = async (value: Seen | undefined): Promise<Seen> => {
+      // The pipeline of a run never changes.
+      const [{ tasks, changes, ...facts }, graphs] = await Promise.all([pipelines.tasks(id, value?.changes), value?.graphs ?? pipelines.outline(id).then((outline) => new Graphs(outline))]);
       return { facts, changes, tree: tasks ? new Tree(tasks) : value?.tree, graphs };
     };
     const interval = (seen: Seen | undefined) =>

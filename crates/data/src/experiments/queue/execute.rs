@@ -121,6 +121,7 @@ pub async fn execute(
         Some(_) => queue.records(&entry),
         None => standalone(&queue, &entry.stash_rev),
     };
+    let _held = execution.task.as_ref().map(|_| share_lock()).transpose()?;
     let mut process = Process::own(Some(&records.log()));
     records.set_process(&process)?;
     let result = run(&queue, &entry, execution, &records, (open, talk, say.clone())).await;
@@ -137,6 +138,13 @@ pub async fn execute(
     process.returncode = Some(if result.is_ok() { 0 } else { 255 });
     records.set_process(&process)?;
     Ok(result.is_ok())
+}
+
+/// Lets all commands that this process starts hold the lock of the execution, which is its input, also those that get another input, such as git. It is
+/// free when the last of them has ended.
+fn share_lock() -> Result<std::os::fd::OwnedFd, DataError> {
+    // Unlike files that Rust opens, a duplicate stays open in the programs that this process starts.
+    rustix::io::dup(std::io::stdin()).map_err(|error| DataError::io("/dev/stdin")(error.into()))
 }
 
 /// The entry that the message of the stash describes.

@@ -44,36 +44,51 @@ impl Queue {
     pub(super) fn close(&self, message: &Message, records: &Records) -> Result<(), DataError> {
         // While this holds the lock, nobody else closes it.
         let Some(_lock) = lock_of_dead(records)? else { return Ok(()) };
-        let info = records.info()?;
-        if self.broker.outcome(&message.id)?.is_none() {
-            let is_complete = info.as_ref().is_some_and(|info| info.status == status::SUCCESS);
-            let collected = is_complete && info.as_ref().is_some_and(|info| collect(&self.git, info).is_ok());
-            if let Some(mut info) = info.clone() {
-                info.status = if collected { status::FINISHED } else { status::FAILED };
-                if !collected {
-                    (info.result_hash, info.result_ref) = (None, None);
-                }
-                records.set_info(&info)?;
-            }
-            if collected {
-                self.drop_stashed(&message.entry, &[QUEUE])?;
-            } else {
-                self.stash_failed(&message.entry)?;
-            }
-            self.broker.finish(&message.id, if collected { Outcome::Ended } else { Outcome::Killed })?;
-        }
+        let outcome = match self.broker.outcome(&message.id)? {
+            Some(_) => None,
+            None => Some(self.settle(message, records)?),
+        };
         if let Some(mut process) = records.process()?
             && process.returncode.is_none()
         {
             process.returncode = Some(KILLED);
             records.set_process(&process)?;
         }
-        info.map_or(Ok(()), |info| remove_place(self, &info))
+        let removed = records.info()?.map_or(Ok(()), |info| remove_place(self, &info));
+        // The outcome comes last, because commands that wait for it expect that nothing else is left to do.
+        if let Some(outcome) = outcome {
+            self.broker.finish(&message.id, outcome)?;
+        }
+        removed
+    }
+
+    /// Collects the result of an execution without an outcome, or marks it as failed, and returns what its outcome is.
+    fn settle(&self, message: &Message, records: &Records) -> Result<Outcome, DataError> {
+        let mut info = records.info()?;
+        let is_collected = info.as_ref().is_some_and(|info| match info.status {
+            status::FINISHED => true,
+            status::SUCCESS => collect(&self.git, info).is_ok(),
+            _ => false,
+        });
+        if let Some(info) = &mut info {
+            info.status = if is_collected { status::FINISHED } else { status::FAILED };
+            if !is_collected {
+                (info.result_hash, info.result_ref) = (None, None);
+            }
+            records.set_info(info)?;
+        }
+        if is_collected {
+            self.drop_stashed(&message.entry, &[QUEUE])?;
+            Ok(Outcome::Ended)
+        } else {
+            self.stash_failed(&message.entry)?;
+            Ok(Outcome::Killed)
+        }
     }
 }
 
-/// Takes the lock of an execution whose process is dead; `None` if it runs. The commands of its stages hold the lock, too: if they outlived the
-/// process, they are killed, because nobody would record what they do.
+/// Takes the lock of an execution whose process is dead; `None` if it runs. The commands that it started hold the lock, too: if they outlived the
+/// process, they are killed, because nobody would record what they do, and git could create the folder of the execution after its removal.
 fn lock_of_dead(records: &Records) -> Result<Option<File>, DataError> {
     let deadline = Instant::now() + KILL_TIMEOUT;
     loop {

@@ -202,7 +202,8 @@ fn start_execution(
         message: message.message.clone(),
     };
     let mut command = command(queue, &message.entry, &execution, program)?;
-    // The lock is the input, an empty file, of the process and of the commands that it starts: it is held as long as one of them lives.
+    // The lock is the input, an empty file, of the process, which shares it with the commands that it starts: it is held as long as one of them
+    // lives.
     command.stdin(held).stdout(output).stderr(errors).process_group(0);
     tokio::process::Command::from(command).spawn().map_err(DataError::io(&program.path))
 }

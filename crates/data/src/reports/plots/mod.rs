@@ -8,6 +8,7 @@ pub mod template;
 
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
 pub use points::Axes;
 use points::Point;
 
@@ -162,6 +163,17 @@ fn series_json(project: &Project, series: &Series, split: bool) -> Result<Json, 
 }
 
 impl Picture {
+    /// The picture as a `data:` URL.
+    pub fn data_url(&self) -> String {
+        let media = match Path::new(&self.path).extension().and_then(|extension| extension.to_str()) {
+            Some("svg") => "svg+xml",
+            Some("jpg") => "jpeg",
+            other => other.unwrap_or_default(),
+        };
+        let data = base64::engine::general_purpose::STANDARD.encode(&self.bytes);
+        format!("data:image/{media};base64,{data}")
+    }
+
     /// Writes the picture into a folder and returns the path of the file.
     fn write(&self, folder: &Path) -> Result<PathBuf, DataError> {
         std::fs::create_dir_all(folder).map_err(DataError::io(folder))?;

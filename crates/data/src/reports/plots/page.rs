@@ -2,8 +2,6 @@
 
 use std::fmt::Write;
 
-use base64::Engine;
-
 use super::chart::{draw, escape};
 use super::template::COLORS;
 use super::{Content, Picture, Plots, Series};
@@ -152,17 +150,11 @@ fn chart(series: &Series) -> String {
 
 fn gallery(id: &str, pictures: &[Picture]) -> String {
     let picture = |picture: &Picture| {
-        let extension = picture.path.rsplit('.').next().unwrap_or_default();
-        let kind = match extension {
-            "svg" => "svg+xml",
-            "jpg" => "jpeg",
-            other => other,
-        };
-        let data = base64::engine::general_purpose::STANDARD.encode(&picture.bytes);
         let alt = escape(&format!("{} in {}", picture.path, picture.revision));
         format!(
-            "<figure><figcaption>{}</figcaption><img alt=\"{alt}\" src=\"data:image/{kind};base64,{data}\"></figure>\n",
-            escape(&picture.revision)
+            "<figure><figcaption>{}</figcaption><img alt=\"{alt}\" src=\"{}\"></figure>\n",
+            escape(&picture.revision),
+            escape(&picture.data_url())
         )
     };
     let pictures: String = pictures.iter().map(picture).collect();

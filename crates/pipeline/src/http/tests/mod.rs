@@ -51,6 +51,9 @@ deploymentSpec:
     exec-say: {container: {image: alpine, command: [echo, \"{{$.inputs.parameters['text']}}\"]}}
 ";
 
+/// The name of the server.
+const OWNER: &str = "this-server";
+
 #[derive(Debug, Default)]
 struct Recorder(Mutex<Vec<String>>);
 
@@ -63,6 +66,10 @@ impl Recorder {
 impl Runner for Recorder {
     fn ready(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn owner(&self) -> String {
+        OWNER.into()
     }
 
     fn start(&self, run_id: String) {

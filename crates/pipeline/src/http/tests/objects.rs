@@ -1,6 +1,6 @@
 use super::*;
 use crate::model::TaskState;
-use crate::repo::tasks::TaskRow;
+use crate::repo::tasks::NewTask;
 
 #[tokio::test]
 async fn healthz_is_public_below_all_prefixes() {
@@ -272,8 +272,8 @@ async fn a_run_takes_a_version_or_the_newest_one() {
     assert!(api.refused("POST", "runs", wrong).await.2.contains("(not other)"));
 }
 
-fn task(path: &str, state: TaskState, record: Value) -> TaskRow {
-    TaskRow { path: TaskPath(path.into()), state, record }
+fn task(path: &str, state: TaskState, record: &Value) -> NewTask {
+    NewTask::new(&TaskPath(path.into()), state, record)
 }
 
 #[tokio::test]
@@ -290,12 +290,12 @@ async fn tasks_logs_and_artifacts_of_a_run_are_shown() {
             repo::artifacts::insert(c, &run, &TaskPath("say".into()), "model", &mut artifacts, 1)?;
             let outputs = json!({"artifacts": {"model": artifacts}});
             let rows = [
-                task("", TaskState::Running, json!({"taskName": "", "createdAt": 1000})),
-                task("say", TaskState::Cached, json!({"parent": "", "taskName": "say", "displayName": "say it", "createdAt": 1000,
+                task("", TaskState::Running, &json!({"taskName": "", "createdAt": 1000})),
+                task("say", TaskState::Cached, &json!({"parent": "", "taskName": "say", "displayName": "say it", "createdAt": 1000,
                     "startedAt": 2000, "finishedAt": 3000, "outputs": outputs, "history": [[1000, "PENDING"], [3000, "CACHED"]],
                     "failure": {"message": "why"}})),
             ];
-            repo::tasks::upsert(c, &run, &rows)?;
+            repo::tasks::upsert(c, repo::runs::advance(c, &run, OWNER)?.0, &rows)?;
             Ok::<_, Error>(artifacts[0].id.clone())
         })
         .await
@@ -320,7 +320,8 @@ async fn tasks_logs_and_artifacts_of_a_run_are_shown() {
     // The view follows changes of tasks.
     let run = id.clone();
     let change = move |c: &slipway_store::sql::Connection| {
-        repo::tasks::upsert(c, &run, &[task("", TaskState::Succeeded, json!({"createdAt": 1000}))])
+        let row = repo::runs::advance(c, &run, OWNER)?.0;
+        repo::tasks::upsert(c, row, &[task("", TaskState::Succeeded, &json!({"createdAt": 1000}))])
     };
     api.service.db.write(change).await.unwrap();
     assert_eq!(api.get(&format!("runs/{id}")).await["run_details"]["task_details"][0]["state"], "SUCCEEDED");

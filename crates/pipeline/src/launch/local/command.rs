@@ -6,15 +6,15 @@
 
 /// The command of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Command {
+pub(crate) struct Command {
     /// Arguments of each `pip install`, in order, without those that only concern its output.
-    pub(super) installs: Vec<Vec<String>>,
+    pub(crate) installs: Vec<Vec<String>>,
     /// What is executed after the installations.
-    pub(super) program: Program,
+    pub(crate) program: Program,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Program {
+pub(crate) enum Program {
     /// A lightweight Python component: the code of its module, and the arguments of `kfp.dsl.executor_main`.
     Lightweight { code: String, arguments: Vec<String> },
     /// A program and its arguments.
@@ -28,9 +28,22 @@ const EXECUTE_SCRIPT: &str = "program_path=$(mktemp -d) printf \"%s\" \"$0\" > \
 
 /// Options of `pip install` that only concern its output.
 const QUIET_OPTIONS: &[&str] = &["--quiet", "-q", "--no-warn-script-location", "--disable-pip-version-check"];
+/// Options of `pip install` whose value is the next argument.
+const OPTIONS_WITH_VALUES: &[&str] = &[
+    "--index-url",
+    "-i",
+    "--extra-index-url",
+    "--trusted-host",
+    "--find-links",
+    "-f",
+    "--constraint",
+    "-c",
+    "--target",
+    "-t",
+];
 
 impl Command {
-    pub(super) fn new(words: Vec<String>) -> Self {
+    pub(crate) fn new(words: Vec<String>) -> Self {
         let (installs, words) = match unwrap_installs(&words) {
             Some(installs) => (installs, words[3..].to_vec()),
             None => (Vec::new(), words),
@@ -44,6 +57,21 @@ impl Command {
             _ => Program::Words(words),
         };
         Self { installs, program }
+    }
+
+    /// The packages among the arguments of the installations.
+    pub(crate) fn requirements(&self) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        for arguments in &self.installs {
+            let mut is_value = false;
+            for argument in arguments {
+                if !is_value && !argument.starts_with('-') && !found.contains(argument) {
+                    found.push(argument.clone());
+                }
+                is_value = OPTIONS_WITH_VALUES.contains(&argument.as_str());
+            }
+        }
+        found
     }
 }
 

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use slipway_core::{files, hex};
-use tokio::process::Command;
+use slipway_exec::local::guard;
 
 use super::interpreter::{self, Version};
 use super::programs;
@@ -96,14 +96,16 @@ pub(super) struct Environments {
     folder: PathBuf,
     /// Number of environments above which those that were not used for the longest time are removed.
     limit: usize,
+    /// This binary, which guards installers.
+    binary: PathBuf,
     /// Variables of installers.
     variables: Arc<Vec<(OsString, OsString)>>,
     state: Arc<Mutex<State>>,
 }
 
 impl Environments {
-    pub(super) fn new(folder: PathBuf, limit: usize, variables: Vec<(OsString, OsString)>) -> Self {
-        Self { folder, limit, variables: Arc::new(variables), state: Arc::default() }
+    pub(super) fn new(folder: PathBuf, limit: usize, binary: PathBuf, variables: Vec<(OsString, OsString)>) -> Self {
+        Self { folder, limit, binary, variables: Arc::new(variables), state: Arc::default() }
     }
 
     /// The environment for a request, which is created if it does not exist. Dropping the future does not stop the creation.
@@ -184,7 +186,7 @@ impl Environments {
                 let found = interpreter::probe(&program).await;
                 (found.ok_or_else(|| format!("{} is not a Python interpreter", program.display()))?, None)
             }
-            None => interpreter::find(request.version, uv.as_deref()).await?,
+            None => interpreter::find(request.version, uv.as_deref(), &self.binary).await?,
         };
         let venv = folder.join("venv");
         let command = match &uv {
@@ -219,8 +221,8 @@ impl Environments {
         Ok(note)
     }
 
-    /// Runs an installer and returns its standard output. It inherits the lock, so that nothing else changes the environment while it
-    /// runs, even if this process is killed.
+    /// Runs an installer and returns its standard output. It ends with this process, and inherits the lock, so that nothing else changes
+    /// the environment until it has.
     async fn run(
         &self,
         what: &str,
@@ -229,18 +231,17 @@ impl Environments {
         lock: &File,
     ) -> Result<String, String> {
         let lock = lock.try_clone().map_err(|error| format!("{what}: {error}"))?;
-        let mut command = Command::new(&words[0]);
+        let mut command = guard::command(&self.binary, &words[0]);
         command
             .args(&words[1..])
             .env_clear()
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .envs(settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::from(lock))
-            .current_dir(&self.folder)
-            .kill_on_drop(true);
-        let output = tokio::time::timeout(INSTALL_TIMEOUT, command.output()).await;
-        let output = output.map_err(|_| format!("{what}: timed out after {} s", INSTALL_TIMEOUT.as_secs()))?;
+            .current_dir(&self.folder);
+        let output = guard::output(&mut command, INSTALL_TIMEOUT).await;
         let output = output.map_err(|error| format!("{what}: {}: {error}", words[0].display()))?;
+        let output = output.ok_or_else(|| format!("{what}: timed out after {} s", INSTALL_TIMEOUT.as_secs()))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() {
             return Ok(text(&output.stdout));

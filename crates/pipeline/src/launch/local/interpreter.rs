@@ -1,9 +1,10 @@
 //! Python interpreters of this machine.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use slipway_exec::local::guard;
 use tokio::process::Command;
 
 /// Major and minor version.
@@ -37,8 +38,12 @@ pub(super) fn version_of_image(image: &str) -> Option<Version> {
 }
 
 /// The interpreter for a version: that version, or the nearest newer one, or the nearest older one. Returns also a note for the log if it
-/// is not the requested version.
-pub(super) async fn find(wanted: Option<Version>, uv: Option<&Path>) -> Result<(Interpreter, Option<String>), String> {
+/// is not the requested version. `binary` guards the download of an interpreter.
+pub(super) async fn find(
+    wanted: Option<Version>,
+    uv: Option<&Path>,
+    binary: &Path,
+) -> Result<(Interpreter, Option<String>), String> {
     let Some(wanted) = wanted else {
         for program in ["python3", "python"] {
             if let Some(found) = probe(Path::new(program)).await {
@@ -54,7 +59,7 @@ pub(super) async fn find(wanted: Option<Version>, uv: Option<&Path>) -> Result<(
         return Ok((found, None));
     }
     if let Some(uv) = uv
-        && let Some(found) = download(wanted, uv).await
+        && let Some(found) = download(wanted, uv, binary).await
     {
         return Ok((found, None));
     }
@@ -105,9 +110,11 @@ async fn exact(version: Version, uv: Option<&Path>) -> Option<Interpreter> {
     probe(Path::new(found.trim())).await.filter(|found| found.version == version)
 }
 
-async fn download(version: Version, uv: &Path) -> Option<Interpreter> {
+async fn download(version: Version, uv: &Path, binary: &Path) -> Option<Interpreter> {
     let name = format!("{}.{}", version.0, version.1);
-    output(Command::new(uv).args(["python", "install", "--no-bin", &name]), DOWNLOAD_TIMEOUT).await?;
+    let mut command = guard::command(binary, uv);
+    command.args(["python", "install", "--no-bin", &name]).stdin(Stdio::null());
+    succeeded(guard::output(&mut command, DOWNLOAD_TIMEOUT).await.ok()??)?;
     exact(version, Some(uv)).await
 }
 
@@ -128,7 +135,10 @@ pub(super) async fn probe(program: &Path) -> Option<Interpreter> {
 /// The standard output of a program that succeeds within the timeout.
 async fn output(command: &mut Command, timeout: Duration) -> Option<String> {
     let command = command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(timeout, command.output()).await.ok()?.ok()?;
+    succeeded(tokio::time::timeout(timeout, command.output()).await.ok()?.ok()?)
+}
+
+fn succeeded(output: Output) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

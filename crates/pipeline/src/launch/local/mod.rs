@@ -18,7 +18,7 @@
 
 mod attempt;
 mod buckets;
-mod command;
+pub(crate) mod command;
 mod environments;
 mod images;
 mod interpreter;
@@ -84,7 +84,7 @@ pub struct Settings {
     pub secrets: PathBuf,
     /// Folder of config maps: the file `NAME/KEY` holds the value of a key.
     pub config_maps: PathBuf,
-    /// The supervisor, started as `PROGRAM supervise FOLDER`; normally this binary.
+    /// The supervisor of steps, started as `PROGRAM supervise FOLDER`, and the guard of installers; normally this binary.
     pub program: PathBuf,
     /// Environment variables of every step.
     pub variables: Vec<(String, String)>,
@@ -172,7 +172,8 @@ impl LocalLauncher {
     pub fn new(settings: Settings) -> Self {
         let inherited = variables::inherited(&settings.inherited);
         let installers = variables::of_installers(&inherited);
-        let environments = Environments::new(settings.environments.clone(), settings.max_environments, installers);
+        let (folder, binary) = (settings.environments.clone(), settings.program.clone());
+        let environments = Environments::new(folder, settings.max_environments, binary, installers);
         let buckets = Buckets::new(settings.folder.join("copies"), settings.limits);
         let room = Room::new(settings.concurrency, settings.runs.clone());
         let inner = Inner {
@@ -242,7 +243,7 @@ impl Inner {
                 step::Prepared::Done(outputs) => return Ok(Outcome::Succeeded(outputs)),
                 step::Prepared::Step(step) => step,
             };
-            let held = match slot.filter(|_| step.demand.is_plain()) {
+            let held = match slot.filter(|_| resources::is_plain(&step.demand)) {
                 Some(slot) => slot,
                 None => self.room.occupy(&step.demand, attempt).await.map_err(permanent)?,
             };

@@ -2,53 +2,41 @@
 //! step that asks for more than the machine has fails at once.
 
 use serde::{Deserialize, Serialize};
-use slipway_exec::local::{Capacity, Device, Lease, environment};
+use slipway_exec::local::{Capacity, Demand, Device, Lease, environment};
 use slipway_exec::manifest::Resources;
 use slipway_exec::{ExecError, LocalProcesses};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::attempt::Attempt;
+use crate::platform;
 
 /// Unit in which memory is given to steps.
 const MEMORY_UNIT: f64 = 1048576.0;
-/// The resource of GPUs. Pipelines also name the product, such as `NVIDIA_TESLA_T4`.
-const GPU: &str = "nvidia.com/gpu";
-/// Resources that are not accelerators.
-const NO_ACCELERATORS: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 /// The file with what a started attempt occupies.
 const RECORD: &str = "resources.json";
 
-/// What a step asks for.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Demand {
-    /// Slots, one for each processor.
-    slots: u32,
-    /// Memory in MiB.
-    memory: u32,
-    /// Names of accelerators, and the number of each.
-    accelerators: Vec<(String, u32)>,
+/// What a step asks for. Pipelines name accelerators by any resource, or by their product.
+pub(super) fn demand(resources: &Resources) -> Demand {
+    Demand { gpus: platform::accelerators(resources), ..Demand::new(resources) }
 }
 
-impl Demand {
-    pub(super) fn new(resources: &Resources) -> Self {
-        let whole = |amount: f64| amount.ceil().clamp(0.0, f64::from(u32::MAX)) as u32;
-        let amount = |name: &str, unit: f64| whole(resources.amount(name).unwrap_or(0.0) / unit);
-        let mut accelerators: Vec<(String, u32)> = Vec::new();
-        for (name, quantity) in resources.limits.iter().chain(&resources.requests) {
-            let is_product = name.to_ascii_lowercase().starts_with("nvidia") && !name.contains('/');
-            let name = if is_product { GPU } else { name.as_str() };
-            if !NO_ACCELERATORS.contains(&name) && !accelerators.iter().any(|(known, _)| known == name) {
-                accelerators.push((name.to_owned(), whole(quantity.value().unwrap_or(0.0))));
-            }
-        }
-        accelerators.retain(|(_, count)| *count > 0);
-        Self { slots: amount("cpu", 1.0).max(1), memory: amount("memory", MEMORY_UNIT), accelerators }
-    }
+fn whole(amount: f64) -> u32 {
+    amount.ceil().clamp(0.0, f64::from(u32::MAX)) as u32
+}
 
-    /// Whether one slot is enough.
-    pub(super) fn is_plain(&self) -> bool {
-        self.slots <= 1 && self.memory == 0 && self.accelerators.is_empty()
-    }
+/// Units of memory that a machine has.
+fn memory_units(total: &Capacity) -> u32 {
+    (total.bytes / MEMORY_UNIT) as u32
+}
+
+/// Slots of a step, one for each processor.
+fn slots(demand: &Demand) -> u32 {
+    whole(demand.processors).max(1)
+}
+
+/// Whether one slot is enough.
+pub(super) fn is_plain(demand: &Demand) -> bool {
+    slots(demand) <= 1 && demand.bytes <= 0.0 && demand.gpus.is_empty()
 }
 
 /// What an attempt occupies, until it is dropped.
@@ -91,7 +79,7 @@ impl Room {
         let total = Capacity::detect();
         let slot_count = u32::try_from(slot_count.max(1)).unwrap_or(u32::MAX);
         let slots = Semaphore::new(slot_count as usize);
-        let memory = Semaphore::new((total.bytes / MEMORY_UNIT) as usize);
+        let memory = Semaphore::new(memory_units(&total) as usize);
         Self { total, slot_count, slots, memory, runs, has_accelerators: OnceCell::new() }
     }
 
@@ -106,42 +94,38 @@ impl Room {
     /// # Errors
     /// Why the step can never get it.
     pub(super) async fn occupy(&self, demand: &Demand, attempt: &Attempt) -> Result<Occupied<'_>, String> {
-        if demand.is_plain() {
+        if is_plain(demand) {
             let permit = self.slots.acquire().await.ok(); // the semaphore is never closed
             return Ok(Occupied { _slots: permit, _memory: None, lease: None });
         }
-        let mut missing = Vec::new();
-        if f64::from(demand.slots) > self.total.processors.max(f64::from(self.slot_count)) {
-            missing.push(format!("{} processors ({} available)", demand.slots, self.total.processors));
-        }
-        let memory = (self.total.bytes / MEMORY_UNIT) as u32;
-        if demand.memory > memory {
-            missing.push(format!("{} MiB of memory ({memory} MiB available)", demand.memory));
-        }
-        let needs =
-            |what: &str| format!("the step needs {what}; set less in the pipeline, or run it on a larger machine");
-        if !missing.is_empty() {
-            return Err(needs(&missing.join(" and ")));
-        }
-        // All steps wait in this order, so none waits for another that waits for it.
-        let lease = match (&self.runs, demand.accelerators.as_slice()) {
-            (_, []) => None,
-            (Some(runs), wanted) => {
-                let leased = runs.lease(attempt.folder.display().to_string(), wanted.to_vec()).await;
-                Some(leased.map_err(|error| match error {
-                    ExecError::TooLarge(reason) => needs(reason.trim_start_matches("the run needs ")),
-                    other => other.to_string(),
-                })?)
+        let needs = |error: ExecError| match error {
+            ExecError::TooLarge(reason) => {
+                let what = reason.trim_start_matches("the run needs ");
+                format!("the step needs {what}; set less in the pipeline, or run it on a larger machine")
             }
-            (None, [(name, count), ..]) => return Err(needs(&format!("{count} {name} (0 available)"))),
+            other => other.to_string(),
         };
-        let slots = demand.slots.min(self.slot_count);
-        let record = Record {
-            slots,
-            memory: demand.memory,
-            devices: lease.as_ref().map_or(Vec::new(), |lease| lease.devices().to_vec()),
+        // A small machine may be told to execute more steps at a time than it has processors.
+        let processors = self.total.processors.max(f64::from(self.slot_count));
+        let total = Capacity { processors, bytes: self.total.bytes, devices: Vec::new() };
+        total.check_fits(&Demand { gpus: Vec::new(), ..demand.clone() }).map_err(needs)?;
+        // All steps wait in this order, so none waits for another that waits for it.
+        let lease = match &self.runs {
+            _ if demand.gpus.is_empty() => None,
+            Some(runs) => {
+                let leased = runs.lease(attempt.folder.display().to_string(), demand.gpus.clone()).await;
+                Some(leased.map_err(needs)?)
+            }
+            None => {
+                total.check_fits(demand).map_err(needs)?;
+                None
+            }
         };
-        let memory = self.memory.acquire_many(demand.memory).await.ok();
+        let slots = slots(demand).min(self.slot_count);
+        let memory = whole(demand.bytes / MEMORY_UNIT).min(memory_units(&self.total));
+        let devices = lease.as_ref().map_or(Vec::new(), |lease| lease.devices().to_vec());
+        let record = Record { slots, memory, devices };
+        let memory = self.memory.acquire_many(memory).await.ok();
         let permit = self.slots.acquire_many(slots).await.ok();
         let text = serde_json::to_vec(&record).map_err(|error| error.to_string())?;
         attempt.write(RECORD, &text).map_err(|error| format!("recording the resources of the step: {error}"))?;
@@ -179,12 +163,13 @@ mod tests {
 
     #[test]
     fn demands_are_rounded_up_and_products_are_gpus() {
-        let demand = Demand::new(&resources(r#"{"limits": {"cpu": "1500m", "memory": "1G", "NVIDIA_TESLA_T4": "2"}}"#));
-        let expected = Demand { slots: 2, memory: 954, accelerators: vec![(GPU.into(), 2)] };
-        assert_eq!(demand, expected);
-        assert!(Demand::new(&resources(r#"{"limits": {"cpu": "500m"}}"#)).is_plain());
-        let tpu = Demand::new(&resources(r#"{"limits": {"cloud-tpus.google.com/v3": "8"}}"#));
-        assert_eq!(tpu.accelerators, [("cloud-tpus.google.com/v3".to_owned(), 8)]);
+        let text = r#"{"limits": {"cpu": "1500m", "memory": "1G", "NVIDIA_TESLA_T4": "2"}}"#;
+        let found = demand(&resources(text));
+        assert_eq!(found, Demand { processors: 1.5, bytes: 1e9, gpus: vec![("nvidia.com/gpu".into(), 2)] });
+        assert_eq!(slots(&found), 2);
+        assert!(is_plain(&demand(&resources(r#"{"limits": {"cpu": "500m"}}"#))));
+        let tpu = demand(&resources(r#"{"limits": {"cloud-tpus.google.com/v3": "8"}}"#));
+        assert_eq!(tpu.gpus, [("cloud-tpus.google.com/v3".to_owned(), 8)]);
     }
 
     #[tokio::test]
@@ -194,10 +179,10 @@ mod tests {
         let room = Room::new(2, None);
         for (text, reason) in [
             (r#"{"limits": {"cpu": "4000"}}"#, "4000 processors ("),
-            (r#"{"limits": {"memory": "900Ti"}}"#, "MiB of memory ("),
+            (r#"{"limits": {"memory": "900Ti"}}"#, " of memory ("),
             (r#"{"limits": {"nvidia.com/gpu": "1"}}"#, "1 nvidia.com/gpu (0 available)"),
         ] {
-            let error = room.occupy(&Demand::new(&resources(text)), &attempt).await.unwrap_err();
+            let error = room.occupy(&demand(&resources(text)), &attempt).await.unwrap_err();
             assert!(error.contains(reason), "{error}");
         }
     }
@@ -206,7 +191,7 @@ mod tests {
     async fn what_a_started_attempt_occupies_is_known_to_the_next_process() {
         let folder = tempfile::tempdir().unwrap();
         let attempt = Attempt { folder: folder.path().to_owned() };
-        let demand = Demand { slots: 2, memory: 1, accelerators: Vec::new() };
+        let demand = Demand { processors: 2.0, bytes: MEMORY_UNIT, gpus: Vec::new() };
         let first = Room::new(2, None);
         let held = first.occupy(&demand, &attempt).await.unwrap();
         assert!(first.try_slot().is_none());

@@ -5,14 +5,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use slipway_exec::local::{descriptors, supervisor};
+use slipway_exec::local::{Demand, descriptors, supervisor};
 
 use super::attempt::Attempt;
 use super::command::{Command, Program};
 use super::environments::{Environment, Request};
 use super::images::{self, Container, Place};
 use super::interpreter::version_of_image;
-use super::resources::Demand;
+use super::resources;
 use super::{Inner, permanent, programs, variables, volumes, workers};
 use crate::executor_input::executor_input;
 use crate::model::{Failure, Launch, Outputs};
@@ -214,7 +214,7 @@ impl Inner {
         let programs = environment.map(|environment| environment.programs());
         let variables = variables::all(&self.inherited, requested, programs.as_deref(), attempt);
         let note = environment.and_then(|environment| environment.note.clone());
-        Step { start, demand: Demand::new(&pod.spec.resources), variables, limit: time_limit(pod), note }
+        Step { start, demand: resources::demand(&pod.spec.resources), variables, limit: time_limit(pod), note }
     }
 
     /// Starts a step. Afterwards [`supervisor::has_started`] shows whether it was: a worker may have ended before.

@@ -2,9 +2,13 @@
 
 Started as `python -I worker.py SOCKET IDLE_SECONDS [MODULE ...]` in the folder of the socket. Its standard input is a locked file, which
 shows that it is alive. It writes one line to standard output when it accepts connections; the server that started it holds the other end
-of that pipe as long as it runs, and without it the worker exits soon after its last step. A client sends one request, a line of JSON, and the connection is closed when the step has ended, or if
-it was not started. The files of an attempt are those of `slipway supervise` (slipway_exec::local::supervisor): `lock` is locked while the
-supervisor is alive, the creation of `started` claims the start, `process.json` and `end.json` record the processes and the end.
+of that pipe as long as it runs, and without it the worker exits soon after its last step. A client sends one request, a line of JSON, and
+the connection is closed when the step has ended, or if it was not started. The files of an attempt are those of `slipway supervise`
+(slipway_exec::local::supervisor): `lock` is locked while the supervisor is alive, the creation of `started` claims the start,
+`process.json` and `end.json` record the processes and the end.
+
+The processes of the next step, its supervisor and its program, are forked while no step waits for them. They have done nothing but wait, and
+serve exactly one step.
 
 Standard library only, and Python 3.7 or later.
 """
@@ -15,12 +19,14 @@ import fcntl
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 
@@ -31,6 +37,20 @@ PR_SET_CHILD_SUBREAPER = 36
 OOM_SCORE_OF_STEPS = "500"  # the kernel ends a step rather than the server
 MAX_KILL_ROUNDS = 1000
 ORPHAN_SECONDS = 3  # in which the next server can take over an idle worker
+# What the SDK writes in front of the code of a lightweight component, and the smallest component.
+REHEARSAL = """
+import kfp
+from kfp import dsl
+from kfp.dsl import *
+from typing import *
+
+def rehearse(number: int) -> int:
+    return number
+"""
+# CPython adapts code to the types that it meets after a few calls. What is adapted before the fork costs no step a copy of its memory.
+REHEARSALS = 8
+
+LIBC = ctypes.CDLL(None)
 
 
 def main():
@@ -42,6 +62,10 @@ def main():
             importlib.import_module(module)
         except BaseException as error:  # the step reports it, if it needs the module
             print(f"cannot import {module}: {error!r}", file=sys.stderr)
+    try:
+        rehearse()
+    except BaseException as error:  # steps are executed as well, but slower
+        print(f"the rehearsal failed: {error!r}", file=sys.stderr)
     listener = socket.socket(socket.AF_UNIX)
     if os.path.exists(path):
         os.unlink(path)
@@ -58,15 +82,16 @@ def main():
     server = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
-    poll.register(awake, select.POLLIN)
-    poll.register(server, 0)  # reports only that the other end was closed
     # Objects that exist now are never collected, so that a collection in a step does not copy their memory.
     gc.collect()
     gc.freeze()
 
-    steps = 0
+    poll = select.poll()
+    poll.register(awake, select.POLLIN)
+    poll.register(server, 0)  # reports only that the other end was closed
+    spare = Spare(listener, null, (awake, wake, server))
+    poll.register(spare.taken, select.POLLIN)
+    steps = set()  # process ids of the supervisors of steps
     while True:
         ready = {descriptor for descriptor, _ in poll.poll(1000 * idle)}
         if server in ready:
@@ -77,35 +102,96 @@ def main():
                 continue
         if awake in ready:
             os.read(awake, 4096)
-        while steps:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            steps -= 1
-        if listener.fileno() in ready:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                continue
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                for descriptor in (listener.detach(), awake, wake, server):
-                    os.close(descriptor)
-                os.dup2(null, 0)  # only this process keeps the lock
-                supervise(connection)
-            steps += 1
-            connection.close()
-        elif not ready and steps == 0:
-            os.unlink(path)
-            os._exit(0)
+        is_idle = not ready and not steps
+        if is_idle:
+            spare.dismiss()
+        if is_idle or spare.taken in ready:
+            poll.unregister(spare.taken)
+            if spare.is_taken():
+                steps.add(spare.pid)
+            elif not is_idle:
+                sys.exit("the processes of the next step have ended")  # the client starts another worker
+            elif not select.select([listener], [], [], 0)[0]:
+                os.unlink(path)
+                os._exit(0)
+            spare = Spare(listener, null, (awake, wake, server))
+            poll.register(spare.taken, select.POLLIN)
+        steps = {pid for pid in steps if os.waitpid(pid, os.WNOHANG)[0] == 0}
 
 
-def supervise(connection):
+def rehearse():
+    """Executes the smallest component in this process, and restores what that changes."""
+    output, arguments, path, modules = sys.stdout, sys.argv, list(sys.path), set(sys.modules)
+    handlers, level = list(logging.root.handlers), logging.root.level
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:
+        with open(os.path.join(folder, "rehearsal.py"), "w") as file:
+            file.write(REHEARSAL)
+        outputs = {"parameters": {"Output": {"outputFile": f"{folder}/Output"}}, "outputFile": f"{folder}/executor_output.json"}
+        executor_input = {"inputs": {"parameterValues": {"number": 1}}, "outputs": outputs}
+        sys.stdout = null
+        sys.argv = ["", "--component_module_path", f"{folder}/rehearsal.py", "--executor_input", json.dumps(executor_input),
+                    "--function_to_execute", "rehearse"]
+        try:
+            for _ in range(REHEARSALS):
+                runpy.run_module("kfp.dsl.executor_main", run_name="__main__", alter_sys=True)
+        finally:
+            sys.stdout, sys.argv, sys.path[:] = output, arguments, path
+            logging.root.handlers[:] = handlers
+            logging.root.setLevel(level)
+            sys.modules.pop("rehearsal", None)
+            for known in [known for known in sys.path_importer_cache if known.startswith(folder)]:
+                del sys.path_importer_cache[known]
+
+
+class Spare:
+    """The supervisor and the program of the next step."""
+
+    def __init__(self, listener, null, inherited):
+        self.taken, taken = os.pipe()  # its end of the pipe is closed when it ends
+        kept, self.keep = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            signal.set_wakeup_fd(-1)
+            for descriptor in (self.taken, self.keep, *inherited):
+                os.close(descriptor)
+            os.dup2(null, 0)  # only the worker keeps the lock
+            supervise(listener, taken, kept)
+        os.close(taken)
+        os.close(kept)
+
+    def dismiss(self):
+        """Lets it end, unless it has a step."""
+        os.close(self.keep)
+        self.keep = None
+
+    def is_taken(self):
+        """Whether it has a step. Waits until it has one, or has ended; called once."""
+        is_taken = os.read(self.taken, 1) != b""
+        os.close(self.taken)
+        if self.keep is not None:
+            os.close(self.keep)
+        return is_taken
+
+
+def supervise(listener, taken, kept):
     """Executes one step in a child process and records how it ended. Returns only in that child, by an exception or an exit."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    set_subreaper()
+    start, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        for descriptor in (listener.detach(), taken, kept, go):
+            os.close(descriptor)
+        execute(start)
+    os.close(start)
+    connection = accept(listener, kept)
+    if connection is None:
+        os._exit(0)
+    os.write(taken, b"t")
+    for descriptor in (listener.detach(), taken, kept):
+        os.close(descriptor)
     try:
         request = receive(connection)
         attempt = request["attempt"]
@@ -122,22 +208,33 @@ def supervise(connection):
         os._exit(0)
     try:
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        set_subreaper()
-        pid = os.fork()
     except OSError as error:
         record("end.json", {"since": None, "at": now(), "how": {"NotStarted": f"cannot start the step: {error}"}})
         os._exit(0)
-    if pid == 0:
-        os.close(lock)
-        connection.close()
-        execute(request, log)
-    born = start_ticks(pid)
-    record("process.json", {"supervisor": os.getpid(), "program": pid, "born": born, "since": since})
+    record("process.json", {"supervisor": os.getpid(), "program": pid, "born": start_ticks(pid), "since": since})
+    # The program ends if this process ends before the whole request has been sent.
+    with open(go, "w") as file:
+        json.dump(request, file)
     how = wait(pid, log, request)
     kill_descendants(pid)
     shorten(log, request["log_limit"])
     record("end.json", {"since": since, "at": now(), "how": how})
     os._exit(0)
+
+
+def accept(listener, kept):
+    """The connection of a client; None if the worker has dismissed this process, or has ended."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    poll.register(kept, 0)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if kept in ready:
+            return None
+        try:
+            return listener.accept()[0]
+        except OSError:  # the client has gone
+            continue
 
 
 def receive(connection):
@@ -151,16 +248,24 @@ def receive(connection):
     return json.loads(text)
 
 
-def execute(request, log):
+def execute(start):
     """The program of a step: what `python3 -m MODULE ARGUMENTS` does in a new interpreter."""
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open("/proc/self/oom_score_adj", "w") as score:
+        score.write(OOM_SCORE_OF_STEPS)
+    if "numpy" in sys.modules:  # otherwise all steps would draw the same random numbers
+        sys.modules["numpy"].random.seed()
+    with open(start) as file:
+        text = file.read()
+    if not text.endswith("}"):
+        os._exit(0)
+    request = json.loads(text)
+    log = os.open(os.path.join(request["attempt"], "log"), os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.closerange(3, 256)
-    with open("/proc/self/oom_score_adj", "w") as score:
-        score.write(OOM_SCORE_OF_STEPS)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -168,8 +273,6 @@ def execute(request, log):
     sys.stdout.reconfigure(line_buffering=True)
     paths = request["environment"].get("PYTHONPATH", "")
     sys.path[:0] = [request["folder"]] + [path for path in paths.split(os.pathsep) if path]
-    if "numpy" in sys.modules:  # otherwise all steps would draw the same random numbers
-        sys.modules["numpy"].random.seed()
     sys.argv = [request["module"]] + request["arguments"]
     code = 0
     try:
@@ -260,8 +363,8 @@ def kill_group(group, number):
 
 def set_subreaper():
     try:
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    except (OSError, AttributeError):  # then processes that leave the group of the program outlive it
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    except AttributeError:  # then processes that leave the group of the program outlive it
         pass
 
 

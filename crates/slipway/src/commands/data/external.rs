@@ -113,7 +113,7 @@ async fn artifact(options: cli::ArtifactsGet, current: &Path) -> Result<(), Data
         (None, None) => Version::Greatest,
     };
     let from = settings(options.settings, None);
-    let found = artifacts::find(&options.url, &options.name, &version, &from, current)?;
+    let found = artifacts::find(&options.url, &options.name, &version, &from, current).await?;
     let from = external::Options { revision: Some(found.commit), ..from };
     if options.show_url {
         let url = get::url_of(&options.url, &found.path, &from, current).await?;

@@ -3,7 +3,7 @@
 use crate::error::DataError;
 
 /// The transports of Git that are allowed. Helpers such as `ext::` run commands that are part of the URL.
-pub(crate) const PROTOCOLS: &str = "file:git:http:https:ssh";
+pub(super) const PROTOCOLS: &str = "file:git:http:https:ssh";
 
 /// Checks a location before it is passed to Git.
 ///
@@ -54,8 +54,20 @@ pub(crate) fn redact(url: &str) -> String {
     }
 }
 
+/// The URL of a repository without user and password.
+pub fn without_credentials(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme @ ("http" | "https"), rest)) => {
+            let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
+            let host = host.rsplit('@').next().unwrap_or(host);
+            path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
+        }
+        _ => url.to_owned(),
+    }
+}
+
 /// The text of another program without the credentials of `url`.
-pub(crate) fn redact_in(text: &str, url: &str) -> String {
+pub(super) fn redact_in(text: &str, url: &str) -> String {
     let clean = redact(url);
     let text = text.replace(url, &clean);
     // Git shows a part of the URL in some messages, so the credentials are removed, too.
@@ -111,5 +123,18 @@ mod tests {
             redact_in("fatal: unable to access 'https://me:secret@host/repo/': me:secret refused", url),
             "fatal: unable to access 'https://***@host/repo/': *** refused"
         );
+    }
+
+    #[test]
+    fn credentials_are_removed() {
+        for (url, shown) in [
+            ("https://me:secret@host/a/b", "https://host/a/b"),
+            ("https://token@host", "https://host"),
+            ("https://host/a@b", "https://host/a@b"),
+            ("git@host:a/b", "git@host:a/b"),
+            ("/srv/a@b", "/srv/a@b"),
+        ] {
+            assert_eq!(without_credentials(url), shown);
+        }
     }
 }
