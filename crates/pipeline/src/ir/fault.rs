@@ -76,3 +76,20 @@ impl Fault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_faults_are_counted_but_few_are_kept() {
+        let mut faults = Faults::default();
+        for number in 0..10_000 {
+            faults.push(None, &[], number.to_string());
+        }
+        assert_eq!((faults.len(), faults.kept.len()), (10_000, MAX_KEPT));
+        let text = faults.into_result().unwrap_err().to_string();
+        assert_eq!(text.lines().count(), MAX_LISTED + 1);
+        assert!(text.ends_with("… and 9950 more"), "{text}");
+    }
+}

@@ -76,9 +76,13 @@ async fn authorized<T>(
     found: Result<T, Error>,
     namespace: impl FnOnce(&T) -> &str,
 ) -> Result<T, Failure> {
-    // What does not exist has no namespace to ask for; whoever may not even read all of them must not learn that.
-    let namespace = found.as_ref().ok().map(namespace);
-    authorize(decision, Verb::Get, resource, namespace).await?;
+    if let Ok(named) = &found
+        && authorize(decision, Verb::Get, resource, Some(namespace(named))).await.is_ok()
+    {
+        return Ok(found?);
+    }
+    // What does not exist has no namespace to ask for. Whoever may not read all of them gets the same answer for what is another tenant's.
+    authorize(decision, Verb::Get, resource, None).await?;
     Ok(found?)
 }
 
@@ -124,9 +128,16 @@ async fn list(
     let service = &platform.pipelines;
     let namespace = match query.experiment.as_str() {
         "" => service.namespace(&query.namespace),
-        experiment => service.experiment_for(experiment, &query.namespace).await?.namespace,
+        id => {
+            authorized(&decision, Resource::Runs, service.experiment(id), |experiment| &experiment.namespace)
+                .await?
+                .namespace
+        }
     };
     authorize(&decision, Verb::List, Resource::Runs, Some(&namespace)).await?;
+    if !query.experiment.is_empty() {
+        service.experiment_for(&query.experiment, &query.namespace).await?;
+    }
     let request = ListRequest {
         page_token: query.page_token,
         page_size: query.page_size,

@@ -37,8 +37,8 @@ fn after_long_text(mut fields: Value, components: Value) -> Arc<Plan> {
     pipeline(dag(json!({"long": task("step", json!({})), "next": task("many", fields)})), components)
 }
 
-fn long_text(_: &Launch) -> Outcome {
-    output("a".repeat(1 << 20))
+fn long_text(launch: &Launch) -> Outcome {
+    if launch.component.output_definitions.is_some() { output("a".repeat(1 << 20)) } else { succeed(launch) }
 }
 
 #[test]
