@@ -395,7 +395,7 @@ fn pipeline_of_one_step() -> Value {
 async fn run_pipeline(server: &TestServer) -> String {
     let platform = &server.platform;
     let tracker = Arc::new(crate::pipeline::PipelineTracker::new(platform.tracking.clone(), false));
-    let settings = Settings { pipeline_root: "/artifacts".into(), max_parallel_tasks: 1 };
+    let settings = Settings { owner: "server".into(), pipeline_root: "/artifacts".into(), max_parallel_tasks: 1 };
     platform.pipeline_runner.set(Driver::new(platform.database.clone(), Arc::new(FullLauncher), tracker, settings));
     let service = &platform.pipelines;
     let experiment = service.default_experiment("default".into()).await.unwrap();

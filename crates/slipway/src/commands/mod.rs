@@ -144,6 +144,7 @@ async fn run_configured(context: &Context, command: Command) -> Result<(), Failu
         | Command::Config(_)
         | Command::Completions { .. }
         | Command::Man { .. }
+        | Command::Guard { .. }
         | Command::Supervise { .. } => Ok(()),
     }
 }
