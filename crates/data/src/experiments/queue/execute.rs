@@ -317,8 +317,31 @@ pub(super) fn collect(git: &Git, info: &Info) -> Result<(), DataError> {
 pub(super) fn remove_place(queue: &Queue, info: &Info) -> Result<(), DataError> {
     let place = Path::new(&info.root_dir);
     let is_temporary = place.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tmp"));
-    if is_temporary && place.parent().is_some_and(|parent| parent.starts_with(&queue.folder)) {
+    if is_temporary && place.parent().is_some_and(|parent| is_inside(parent, &queue.folder)) {
         remove_folder(place)?;
     }
     Ok(())
+}
+
+/// Whether a folder is in another one. The record that names it may have come with a cloned project, with links or `..` on the way.
+fn is_inside(path: &Path, folder: &Path) -> bool {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    real(path).zip(real(folder)).is_some_and(|(path, folder)| path.starts_with(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_executions_are_those_of_the_queue() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = folder.path().join("exps");
+        std::fs::create_dir_all(queue.join("own")).unwrap();
+        std::os::unix::fs::symlink(folder.path(), queue.join("link")).unwrap();
+        assert!(is_inside(&queue, &queue) && is_inside(&queue.join("own"), &queue));
+        for path in ["..", "own/../..", "link", "missing"] {
+            assert!(!is_inside(&queue.join(path), &queue), "{path}");
+        }
+    }
 }
