@@ -56,7 +56,7 @@ def pipeline(rows: int = 4) -> int:
     made = on_this_machine(make(rows=rows))
     with dsl.ParallelFor([1, 3]) as factor:
         scaled = on_this_machine(scale(factor=factor, data=made.outputs["data"]))
-    return on_this_machine(largest(totals=dsl.Collected(scaled.output))).output
+    return on_this_machine(largest(totals=dsl.Collected(scaled.outputs["Output"]))).output
 
 
 def main():

@@ -54,8 +54,9 @@ fn loaded_libraries() -> std::io::Result<BTreeSet<PathBuf>> {
     Ok(paths.filter(is_library).map(PathBuf::from).collect())
 }
 
+/// Whether a file is the loader: that of the system, or in a pod the copied one.
 fn is_loader(library: &Path) -> bool {
-    library.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-"))
+    library.file_name().is_some_and(|name| name == LOADER || name.to_string_lossy().starts_with("ld-"))
 }
 
 /// The name under which programs look for a library: that of its file without the minor version.
@@ -81,5 +82,7 @@ mod tests {
         let output = copied.args(&words[1..]).args(["--list", "installed_program"]).env_clear().output().unwrap();
         assert!(output.status.success() && output.stdout.starts_with(b"step::install"), "{output:?}");
         assert_eq!(soname(Path::new("/usr/lib/libstdc++.so.6.0.30")), "libstdc++.so.6");
+        // A worker starts the copied program again.
+        assert!(is_loader(Path::new("/slipway-step/lib/ld.so")) && !is_loader(Path::new("/lib/libc.so.6")));
     }
 }
