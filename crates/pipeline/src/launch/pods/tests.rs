@@ -161,7 +161,7 @@ impl Cluster {
 
     /// Waits until the run of an attempt is submitted, and lets its files be in the folder of this test.
     async fn submitted(&self, launch: &Launch) -> PathBuf {
-        let (namespace, name) = key(&launch.into());
+        let (_, name) = key(&launch.into());
         while self.runs.find(&name).is_err() {
             tokio::task::yield_now().await;
         }
