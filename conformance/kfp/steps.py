@@ -233,7 +233,7 @@ def a_step_that_needs_more_than_the_machine_has_fails_with_the_reason(fixture):
         client.succeed(limited(lambda task: task.set_cpu_limit("1").set_memory_limit("100M")))
         for change, reason in [
             (lambda task: task.set_cpu_limit("4000"), "4000 processors ("),
-            (lambda task: task.set_memory_limit("900000G"), "MiB of memory ("),
+            (lambda task: task.set_memory_limit("900000G"), "818.5 TiB of memory ("),
             (lambda task: task.set_accelerator_type("amd.com/gpu").set_accelerator_limit(1), "1 amd.com/gpu (0 available)"),
         ]:
             message = client.failure(limited(change), "nothing")
