@@ -41,7 +41,9 @@ fn workspace_claim(launch: &Launch) -> Result<Value, String> {
     Ok(json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim",
         "metadata": {
-            "name": workspace_name(&run.run_id), "namespace": run.namespace, "labels": { RUN_LABEL: run.run_id },
+            "name": workspace_name(&run.run_id), "namespace": run.namespace,
+            // Only claims with the second label are ever deleted.
+            "labels": { RUN_LABEL: run.run_id, claims::CLAIM_LABEL: "true" },
         },
         "spec": spec,
     }))
