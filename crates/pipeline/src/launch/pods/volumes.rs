@@ -12,7 +12,7 @@ use slipway_exec::manifest::VolumeMount;
 use slipway_exec::{ExecError, RunSpec};
 
 use super::manifest::RUN_LABEL;
-use super::{Active, Inner, MAX_INTERVAL, MIN_INTERVAL, permanent};
+use super::{Active, CLAIM_LABEL, Inner, MAX_INTERVAL, MIN_INTERVAL, permanent};
 use crate::launch::claims;
 use crate::model::{Failure, Launch, Outcome, RunInfo};
 use crate::placeholder::WORKSPACE_PATH;
@@ -41,7 +41,9 @@ fn workspace_claim(launch: &Launch) -> Result<Value, String> {
     Ok(json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim",
         "metadata": {
-            "name": workspace_name(&run.run_id), "namespace": run.namespace, "labels": { RUN_LABEL: run.run_id },
+            "name": workspace_name(&run.run_id),
+            "namespace": run.namespace,
+            "labels": { RUN_LABEL: run.run_id, CLAIM_LABEL: "true" },
         },
         "spec": spec,
     }))
