@@ -92,6 +92,7 @@ impl Executor for Runs {
 
 impl Claims for Runs {
     fn create(&self, claim: Value) -> BoxFuture<'_, Result<(), ExecError>> {
+        assert_eq!(claim["metadata"]["labels"][CLAIM_LABEL], "true", "only claims with the label can be deleted");
         let run = Manifest::new(claim["metadata"]["name"].as_str().unwrap_or_default(), ["claim"]);
         self.runs.lock().insert(run.metadata.name.clone(), Submitted { manifest: run, status: RunStatus::default() });
         async { Ok(()) }.boxed()
