@@ -17,8 +17,8 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 /// The version of Kubernetes whose API is served.
 const KUBERNETES_VERSION: (&str, &str) = ("1", "36");
 const JSON: &str = "application/json";
-/// The media type of OpenAPI 2 in protobuf.
-const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The media type of OpenAPI 2 in protobuf. Clients ask for it with `@` in place of the dot before `v1.0`, which is not valid in a response.
+const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// A document that is generated on the first request.
 type Document = Arc<LazyLock<Bytes, Box<dyn FnOnce() -> Bytes + Send>>>;
