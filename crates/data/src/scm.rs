@@ -268,12 +268,31 @@ impl Git {
 
     /// The paths of the files in a commit that `select` accepts, with their object ids.
     fn files(&self, commit: &str, select: impl Fn(&str) -> bool) -> Result<Vec<(PathBuf, String)>, DataError> {
+        self.entries(commit, &["100644", "100755"], select)
+    }
+
+    /// The symbolic links in a commit, by their path below the root.
+    ///
+    /// # Errors
+    /// If git cannot be run or fails.
+    pub fn links(&self, commit: &str) -> Result<Vec<PathBuf>, DataError> {
+        Ok(self.entries(commit, &["120000"], |_| true)?.into_iter().map(|(path, _)| path).collect())
+    }
+
+    /// The blobs of a commit with one of the modes, and their ids.
+    fn entries(
+        &self,
+        commit: &str,
+        modes: &[&str],
+        select: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(PathBuf, String)>, DataError> {
         let output = self.run(&["ls-tree", "-r", "-z", "--full-tree", commit])?;
         let mut files = Vec::new();
         for line in split_nul(&output) {
             let Some((head, path)) = line.to_str().and_then(|line| line.split_once('\t')) else { continue };
             let mut words = head.split(' ');
-            if let (Some("100644" | "100755"), Some("blob"), Some(id)) = (words.next(), words.next(), words.next())
+            if let (Some(mode), Some("blob"), Some(id)) = (words.next(), words.next(), words.next())
+                && modes.contains(&mode)
                 && select(path)
             {
                 files.push((PathBuf::from(path), id.to_owned()));

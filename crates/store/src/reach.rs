@@ -50,7 +50,6 @@ impl Reach {
     }
 
     /// Lets a client reach no other servers by name. Its redirects must be checked with [`Self::check`].
-    #[must_use]
     pub fn limit(&self, client: ClientBuilder) -> ClientBuilder {
         match self {
             Self::Any => client,

@@ -187,8 +187,8 @@ impl Opened {
         let links: Vec<&Path> =
             above.filter(|path| path.is_symlink()).filter_map(|path| path.strip_prefix(work_tree).ok()).collect();
         let Some(head) = self.git.resolve("HEAD")?.filter(|_| !links.is_empty()) else { return Ok(()) };
-        let committed = self.git.read(&head, |path| links.contains(&Path::new(path)))?;
-        match committed.into_keys().next() {
+        let committed = self.git.links(&head)?;
+        match committed.into_iter().find(|link| links.contains(&link.as_path())) {
             Some(link) => Err(DataError::NoRemote(format!(
                 "'{}' is a link in Git; the server reads no cache and no remote through it",
                 link.display()

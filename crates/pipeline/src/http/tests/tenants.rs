@@ -102,7 +102,7 @@ async fn tenants_neither_see_nor_change_each_other() {
         let (status, refused) = t.send("b", method, &path, Value::Null).await;
         assert_eq!(status, hidden, "b {method} {path}");
         if hidden == 404 {
-            let ids = [id, &experiment_id, recurring, pipeline];
+            let ids = [id, experiment_id, recurring, pipeline];
             let unknown = ids.iter().fold(path.clone(), |path, id| path.replace(*id, "no-such-id"));
             let (status, missing) = t.send("b", method, &unknown, Value::Null).await;
             let refused = ids.iter().fold(refused.to_string(), |text, id| text.replace(*id, "no-such-id"));

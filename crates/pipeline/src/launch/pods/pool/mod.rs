@@ -355,7 +355,7 @@ mod tests {
         pools.set("team", &first, Activity::Busy);
         let second = pools.another("team", &request).unwrap();
         assert_eq!(pools.another("team", &request), None, "two is the maximum");
-        assert_eq!(pools.observed_by(&key("a"), &request.name), [second.clone()]);
+        assert_eq!(pools.observed_by(&key("a"), &request.name), std::slice::from_ref(&second));
         assert!(pools.observed_by(&key("b"), &request.name).is_empty(), "only the first observes the workers");
         for worker in [&first, &second] {
             pools.remove("team", worker);
