@@ -8,6 +8,7 @@
 //! | [`cache`] | a cache of bounded size whose entries expire |
 //! | [`clock`] | milliseconds since the Unix epoch |
 //! | [`diff`] | differences of texts, line by line |
+//! | [`dns`] | the form of names in DNS and Kubernetes |
 //! | [`units`] | human-readable bytes and durations |
 //! | [`compute_domain`] | how a node joins a ComputeDomain |
 //! | [`config`] | flag > environment > project file > user file > default; each value keeps its origin |
@@ -28,6 +29,7 @@ pub mod compute_domain;
 pub mod config;
 pub mod data_volume;
 pub mod diff;
+pub mod dns;
 pub mod env;
 pub mod explain;
 pub mod files;

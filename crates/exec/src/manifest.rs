@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use slipway_core::dns;
 
 use crate::ExecError;
 use crate::data::{self, DataVolume, Source};
@@ -366,14 +367,8 @@ impl Manifest {
     }
 }
 
-/// A DNS label (RFC 1123).
 fn is_label(text: &str) -> bool {
-    let is_alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = text.as_bytes();
-    (1..=63).contains(&bytes.len())
-        && is_alphanumeric(bytes[0])
-        && is_alphanumeric(bytes[bytes.len() - 1])
-        && bytes.iter().all(|b| is_alphanumeric(*b) || *b == b'-')
+    dns::is_label(text) && text.len() <= dns::MAX_LABEL
 }
 
 #[cfg(test)]

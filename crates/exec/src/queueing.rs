@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use slipway_core::dns;
 
 use crate::ExecError;
 
@@ -242,7 +243,7 @@ pub fn is_queue_name(text: &str) -> bool {
 fn is_label_key(text: &str) -> bool {
     let Some((domain, name)) = text.split_once('/') else { return false };
     let is_domain_label = |label: &str| is_queue_name(label) && !label.contains(['_', '.']);
-    domain.len() <= 253
+    domain.len() <= dns::MAX_SUBDOMAIN
         && domain.to_ascii_lowercase() == domain
         && domain.split('.').all(is_domain_label)
         && is_queue_name(name)

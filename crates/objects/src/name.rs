@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
+use slipway_core::dns::{self, MAX_LABEL, MAX_SUBDOMAIN};
 
 use crate::error::FieldError;
 use crate::meta::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER, ObjectMeta};
 
-/// Maximum bytes of a DNS subdomain (RFC 1123).
-const MAX_SUBDOMAIN: usize = 253;
-/// Maximum bytes of a DNS label (RFC 1123), and of a label's name and value.
-const MAX_LABEL: usize = 63;
 /// Maximum bytes of all annotations of an object together.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 
@@ -40,11 +37,6 @@ fn too_long(limit: usize) -> String {
     format!("must be no more than {limit} bytes")
 }
 
-fn is_dns_label(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    !text.is_empty() && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
-}
-
 fn is_qualified_part(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let ends = |c: Option<u8>| c.is_some_and(|b| b.is_ascii_alphanumeric());
@@ -56,7 +48,7 @@ fn subdomain_faults(text: &str) -> Vec<String> {
     if text.len() > MAX_SUBDOMAIN {
         faults.push(too_long(MAX_SUBDOMAIN));
     }
-    if !text.split('.').all(is_dns_label) {
+    if !text.split('.').all(dns::is_label) {
         faults.push(SUBDOMAIN.into());
     }
     faults
@@ -71,7 +63,7 @@ pub fn name_faults(form: NameForm, name: &str) -> Vec<String> {
             if name.len() > MAX_LABEL {
                 faults.push(too_long(MAX_LABEL));
             }
-            if !is_dns_label(name) {
+            if !dns::is_label(name) {
                 faults.push(LABEL.into());
             }
             faults

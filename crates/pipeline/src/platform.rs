@@ -8,6 +8,7 @@ mod affinity;
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
+use slipway_core::dns;
 use slipway_exec::RunSpec;
 use slipway_exec::manifest::{EnvVar, Resources, VolumeMount};
 use slipway_exec::quantity::Quantity;
@@ -27,8 +28,6 @@ use crate::{condition, placeholder};
 
 /// Values of `imagePullPolicy`.
 pub(crate) const PULL_POLICIES: [&str; 3] = ["Always", "Never", "IfNotPresent"];
-/// Maximum bytes of the name of an object of Kubernetes.
-const MAX_NAME_BYTES: usize = 253;
 /// Maximum bytes of the values that node selectors, tolerations and affinities refer to.
 const MAX_PLACEMENT_BYTES: usize = 1 << 20;
 /// Name of the volume of shared memory, if none is set.
@@ -120,6 +119,11 @@ pub fn resources(container: &PipelineContainerSpec, inputs: &Inputs) -> Result<R
     Ok(Resources { limits, requests: requests.into_iter().flatten().collect(), claims: Vec::new() })
 }
 
+/// An amount, rounded up.
+pub(crate) fn whole(amount: f64) -> u32 {
+    amount.ceil().clamp(0.0, f64::from(u32::MAX)) as u32
+}
+
 /// The accelerators among resources, and the number of each. A pipeline can also name a product, such as `NVIDIA_TESLA_T4`, for a GPU.
 pub fn accelerators(resources: &Resources) -> Vec<(String, u32)> {
     let mut found: Vec<(String, u32)> = Vec::new();
@@ -127,8 +131,7 @@ pub fn accelerators(resources: &Resources) -> Vec<(String, u32)> {
         let is_product = name.to_ascii_lowercase().starts_with("nvidia") && !name.contains('/');
         let name = if is_product { GPU } else { name.as_str() };
         if !NO_ACCELERATORS.contains(&name) && !found.iter().any(|(known, _)| known == name) {
-            found
-                .push((name.to_owned(), quantity.value().unwrap_or(0.0).ceil().clamp(0.0, f64::from(u32::MAX)) as u32));
+            found.push((name.to_owned(), whole(quantity.value().unwrap_or(0.0))));
         }
     }
     found.retain(|(_, count)| *count > 0);
@@ -452,7 +455,7 @@ fn resolve_name(
     };
     match resolve(launch, reference, what)? {
         None => Ok(None),
-        Some(Value::String(name)) if !name.is_empty() && name.len() <= MAX_NAME_BYTES => Ok(Some(name)),
+        Some(Value::String(name)) if !name.is_empty() && name.len() <= dns::MAX_SUBDOMAIN => Ok(Some(name)),
         Some(other) => {
             let other = value::to_json_text(&other);
             Err(format!("the name of {what} is {}; expected a text that is not empty", value::shortened(&other)))

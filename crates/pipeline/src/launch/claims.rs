@@ -1,6 +1,7 @@
 //! The steps that create and delete persistent volume claims, which need no program (`CreatePVC` and `DeletePVC` of kfp-kubernetes).
 
 use serde_json::{Map, Value, json};
+use slipway_core::dns;
 
 use crate::model::{Launch, Outputs};
 
@@ -39,11 +40,7 @@ pub(super) fn request(image: &str, launch: &Launch) -> Option<Result<Request, St
 
 /// Checks that a text can be the name of a claim, and so that it stays one segment of a path: a DNS subdomain as in RFC 1123.
 fn check_name(name: &str) -> Result<&str, String> {
-    let is_label = |label: &str| {
-        let is_inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        !label.is_empty() && label.bytes().all(is_inner) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    if name.len() <= 253 && name.split('.').all(is_label) {
+    if dns::is_subdomain(name) {
         Ok(name)
     } else {
         let name = crate::value::shortened(name);

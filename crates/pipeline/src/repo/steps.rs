@@ -26,6 +26,13 @@ pub(crate) struct Worker {
     pub(crate) attempt: u32,
 }
 
+impl Worker {
+    /// How tokens of steps name it.
+    pub(crate) fn id(&self) -> String {
+        format!("{}.{}", self.run, self.attempt)
+    }
+}
+
 /// Records a step before its pod is created. Does nothing if it is recorded.
 pub(crate) fn insert(c: &Connection, namespace: &str, name: &str, run_id: &str, step: &str) -> Result<(), Error> {
     c.execute(

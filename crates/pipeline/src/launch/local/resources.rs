@@ -8,7 +8,7 @@ use slipway_exec::{ExecError, LocalProcesses};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::attempt::Attempt;
-use crate::platform;
+use crate::platform::{self, whole};
 
 /// Unit in which memory is given to steps.
 const MEMORY_UNIT: f64 = 1048576.0;
@@ -18,10 +18,6 @@ const RECORD: &str = "resources.json";
 /// What a step asks for. Pipelines name accelerators by any resource, or by their product.
 pub(super) fn demand(resources: &Resources) -> Demand {
     Demand { gpus: platform::accelerators(resources), ..Demand::new(resources) }
-}
-
-fn whole(amount: f64) -> u32 {
-    amount.ceil().clamp(0.0, f64::from(u32::MAX)) as u32
 }
 
 /// Units of memory that a machine has.

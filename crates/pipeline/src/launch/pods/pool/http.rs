@@ -74,7 +74,7 @@ pub(in super::super) fn routes(inner: &Arc<Inner>) -> Routes {
 
 /// The name in the token of a step: that of the step, and of the attempt of the worker that executes it.
 fn name_of(step: &str, worker: &Worker) -> String {
-    format!("{step}@{}.{}", worker.run, worker.attempt)
+    format!("{step}@{}", worker.id())
 }
 
 /// The name of the step of a token, and what its row must say about the worker.
@@ -87,7 +87,7 @@ pub(in super::super) fn step_of(name: &str) -> (&str, Option<&str>) {
 
 /// Whether the worker in the token of a step is the one that executes it.
 pub(in super::super) fn is_current(worker: Option<&str>, row: &StepRow) -> bool {
-    let current = row.worker.as_ref().map(|worker| format!("{}.{}", worker.run, worker.attempt));
+    let current = row.worker.as_ref().map(Worker::id);
     worker == current.as_deref()
 }
 
