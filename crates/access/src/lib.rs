@@ -7,6 +7,7 @@
 //! | [`caller`] | the sender of a request: the owner, an administrator, a run or a user of the cluster |
 //! | [`routes`] | [`Routes`], the only way to build a router that a server accepts |
 //! | [`guard`] | [`Guard`]: authenticates, authorizes, and checks `Host` and `Origin` |
+//! | [`confine`] | headers of responses with bytes from users |
 //! | [`cors`] | lets web pages of configured origins call a server |
 //! | [`refusal`] | responses to refused requests, in JSON and in gRPC |
 //!
@@ -14,6 +15,7 @@
 //! responds to every route that is not public with status 500.
 
 pub mod caller;
+mod confine;
 pub mod cors;
 pub mod guard;
 pub mod refusal;
@@ -21,6 +23,7 @@ pub mod routes;
 pub mod rule;
 
 pub use caller::{Caller, Person, RunIdentity};
+pub use confine::confine;
 pub use cors::{CorsOrigins, InvalidOrigin};
 pub use guard::{Decision, Guard, HostNames, Origin, Policy, Unavailable};
 pub use refusal::Refusal;

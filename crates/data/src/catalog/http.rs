@@ -10,7 +10,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use slipway_access::{Access, Routes, Verb};
+use slipway_access::{Access, Routes, Verb, confine};
 
 use super::{
     Catalog, Children, DataSets, DataVersions, DifferencesPage, Experiments, NewRepository, Opened, Places, Plots,
@@ -264,14 +264,10 @@ async fn picture(
     })
     .await?;
     let mut response = bytes.into_response();
-    for (name, value) in [
-        (header::CONTENT_TYPE, media),
-        (header::CONTENT_DISPOSITION, "inline"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("inline"));
+    confine(headers);
     Ok(response)
 }
 

@@ -15,7 +15,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use slipway_access::{Access, Routes};
+use slipway_access::{Access, Routes, confine};
 use slipway_core::byte_range;
 
 use self::target::{Creating, Deleting, Folder, Listing, Reading, Target};
@@ -116,11 +116,10 @@ async fn download(
         (header::ACCEPT_RANGES, "bytes"),
         (header::CONTENT_TYPE, "application/octet-stream"),
         (header::CONTENT_DISPOSITION, "attachment"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    confine(headers);
     Ok(response)
 }
 

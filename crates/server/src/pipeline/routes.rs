@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slipway_access::refusal::Refusal;
-use slipway_access::{Access, Decision, Resource, Routes, Verb};
+use slipway_access::{Access, Decision, Resource, Routes, Verb, confine};
 use slipway_core::clock::now_ms;
 use slipway_exec::ExecError;
 use slipway_pipeline::Error;
@@ -305,13 +305,10 @@ async fn artifact(
     let path = TaskPath(query.task);
     let (first, rest) = platform.pipelines.read_task_artifact(&run, path, side, &query.name, query.index).await?;
     let content = stream::iter(first.map(Ok)).chain(rest);
-    let headers = [
-        (header::CONTENT_TYPE, "application/octet-stream"),
-        (header::CONTENT_DISPOSITION, "attachment"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
-    ];
-    Ok((headers, Body::from_stream(content)).into_response())
+    let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CONTENT_DISPOSITION, "attachment")];
+    let mut response = (headers, Body::from_stream(content)).into_response();
+    confine(response.headers_mut());
+    Ok(response)
 }
 
 /// Query for the log of a task.

@@ -7,7 +7,7 @@ use slipway_pipeline::usage::Usage;
 use slipway_track::Tracking;
 use slipway_track::service::ViewType;
 
-use crate::tracker::{GPU_BUSY_SECONDS, GPU_ENERGY_JOULES, GPU_IDLE_SECONDS};
+use crate::tracker::{GPU_BUSY_SECONDS, GPU_ENERGY_JOULES, GPU_IDLE_SECONDS, PARENT_TAG};
 
 /// Maximum number of tasks whose measurements are added up.
 const MAX_TASKS: i64 = 10_000;
@@ -41,7 +41,7 @@ impl MeasuredGpus {
     pub(super) async fn of_run(tracking: &Tracking, run_id: &str) -> Option<Self> {
         let parent = tracked_id(run_id, None);
         let experiment = tracking.run_info(&parent).ok()?.experiment_id;
-        let filter = format!("tags.`mlflow.parentRunId` = '{parent}' AND metrics.`{GPU_BUSY_SECONDS}` >= 0");
+        let filter = format!("tags.`{PARENT_TAG}` = '{parent}' AND metrics.`{GPU_BUSY_SECONDS}` >= 0");
         let found = tracking.search_runs(&[experiment], &filter, ViewType::ActiveOnly, MAX_TASKS, &[], None).await;
         let runs = found.inspect_err(|error| tracing::warn!(%error, "the usage of GPUs is not known")).ok()?.items;
         let mut total = Self::default();

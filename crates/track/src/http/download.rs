@@ -3,13 +3,11 @@
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use slipway_access::confine;
 use slipway_core::byte_range;
 use unicode_normalization::UnicodeNormalization;
 
 use crate::{Error, Tracking, artifact_path};
-
-/// Policy for an artifact that a browser opens nevertheless: it may load and execute nothing. `sandbox` also gives it a separate origin.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; sandbox";
 
 /// Sends an object, or the part of it that the `Range` header requests, always as an attachment.
 pub(super) async fn send(t: &Tracking, path: &str, request: &HeaderMap) -> Result<Response, Error> {
@@ -36,8 +34,7 @@ pub(super) async fn send(t: &Tracking, path: &str, request: &HeaderMap) -> Resul
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type(path)));
     headers.insert(header::CONTENT_DISPOSITION, attachment(path.rsplit('/').next().unwrap_or_default()));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
+    confine(headers);
     Ok(response)
 }
 
