@@ -363,7 +363,7 @@ def secrets_are_encrypted_at_rest(kubectl):
     for file in files:
         content = file.read_bytes()
         assert b"correct-horse-battery" not in content and b"Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5" not in content, file
-    assert (kubectl.server.home / "objects.key").stat().st_mode & 0o777 == 0o600
+    assert (kubectl.server.home / "kubernetes-objects.key").stat().st_mode & 0o777 == 0o600
 
 
 @test(serial=True)

@@ -807,8 +807,8 @@ pub const CATALOGUE: &[Topic] = &[
     },
     Topic {
         code: "objects.sealed",
-        meaning: "A secret was encrypted with another key than that in `objects.key` of the state folder, or its row was changed.",
-        remedy: "Restore `objects.key` together with the database from a backup, or delete the secret and create it again.",
+        meaning: "A secret was encrypted with another key than that in `kubernetes-objects.key` of the state folder, or its row was changed.",
+        remedy: "Restore `kubernetes-objects.key` together with the database from a backup, or delete the secret and create it again.",
     },
     Topic {
         code: "demo.failed",

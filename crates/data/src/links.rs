@@ -146,8 +146,12 @@ mod tests {
         let project = Project::open(&root, &|_| {}).unwrap();
         let nothing = "d41d8cd98f00b204e9800998ecf8427e".to_owned();
         assert_eq!(fingerprint([].into_iter()), nothing);
+        let outside = folder.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("a"), "").unwrap();
+        let absolute = outside.to_str().unwrap();
         let names =
-            ["..", "../a", "", ".", "empty", ".dvc", ".dvc/config", "link/outer", "real/../data", "data", "/tmp"];
+            ["..", "../a", "", ".", "empty", ".dvc", ".dvc/config", "link/outer", "real/../data", "data", absolute];
         let mut outputs = BTreeMap::new();
         for name in names {
             let path = root.join(name);
@@ -161,6 +165,7 @@ mod tests {
         assert_eq!(unused, [root.join("data")]);
         links.remove(&project, &unused[0]).unwrap();
         assert!(!root.join("data").exists() && root.join("empty/.git").exists() && root.join("../a").exists());
+        assert!(outside.join("a").exists());
     }
 
     #[test]

@@ -27,7 +27,7 @@ use request::Target;
 /// Maximum bytes of a request body, as in the API server.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
 /// The file in the state folder with the key that encrypts secrets.
-const KEY_FILE: &str = "objects.key";
+const KEY_FILE: &str = "kubernetes-objects.key";
 
 /// Opens the store of objects.
 pub(crate) async fn open(database: Database, home: &Home) -> Result<Embedded, ServerError> {
