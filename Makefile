@@ -72,23 +72,35 @@ portable: ui $(PEERS)/zig/.ready
 demo: binary
 	$(SLIPWAY) demo --dir $(DEMO) $(if $(KEEP),--keep)
 
+# With CLIPPY=1, clippy's driver compiles the tests: it is a compiler that also lints. The crates of the workspace are not optimised then,
+# and their dependencies are those of the binary, which stays in target/release. Continuous integration compiles a third as much in this way.
+ifdef CLIPPY
+CARGO_TEST := CARGO_BUILD_BUILD_DIR=target CARGO_TARGET_DIR=target/tests RUSTC_WORKSPACE_WRAPPER=clippy-driver \
+  CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings cargo
+UNOPTIMISED := --config testkit/unoptimised.toml
+else
+CARGO_TEST := cargo
+UNOPTIMISED :=
+endif
+WORKSPACE := $(UNOPTIMISED) --workspace --release --locked
+
 test: binary test-programs go
-	testkit/services.py cargo nextest run --workspace --release --locked
-	@mkdir -p target/junit && cp target/nextest/default/rust.xml target/junit/rust.xml
-	cargo test --workspace --release --locked --doc
+	testkit/services.py env $(CARGO_TEST) nextest run $(WORKSPACE)
+	@mkdir -p target/junit && cp $(if $(CLIPPY),target/tests,target)/nextest/default/rust.xml target/junit/rust.xml
+	$(CARGO_TEST) test $(WORKSPACE) --doc
 	scripts/end-to-end.sh $(call junit,end-to-end)
 
 test-programs: ui nextest
-	cargo nextest run --workspace --release --locked --no-run
+	$(CARGO_TEST) nextest run $(WORKSPACE) --all-targets --no-run
 
 # Feeds every parser of bytes from users and peers with new inputs, for FUZZ_SECONDS each.
 FUZZ_SECONDS ?= 60
 fuzz:
-	SLIPWAY_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --workspace --release --locked --lib parsers
+	SLIPWAY_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO_TEST) test $(WORKSPACE) --lib parsers
 
 lint: ui go
 	cargo fmt --all --check
-	cargo clippy --release --workspace --all-targets --locked -- -D warnings
+	$(if $(CLIPPY),$(CARGO_TEST) build,cargo clippy) $(WORKSPACE) --all-targets $(if $(CLIPPY),,-- -D warnings)
 	scripts/dependency-directions.py
 	test -z "$$(gofmt -l lab)" && go vet -C lab ./...
 	cd web && npm run --silent check
@@ -147,7 +159,7 @@ conformance-mlflow: binary $(PEERS)/mlflow/.ready
 conformance-serve: binary nextest $(PEERS)/mlflow/.ready
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY) $(call junit,oip)
 	SLIPWAY_ONNXRUNTIME=$$(find $(PEERS)/mlflow -name 'libonnxruntime.so*' -type f | head -1) \
-	  cargo nextest run --workspace --release --locked --run-ignored only -E 'package(slipway-serve) - test(throughput)'
+	  $(CARGO_TEST) nextest run $(WORKSPACE) --run-ignored only -E 'package(slipway-serve) - test(throughput)'
 
 conformance-gpu: binary $(PEERS)/gpu/.ready $(if $(LIVE),$(NVIDIA_CTK))
 	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(LIVE),--nvidia-ctk $(NVIDIA_CTK)) $(call junit,gpu)

@@ -261,12 +261,16 @@ def metrics_name_the_pods(lab):
         assert f'gpu="{gpu}",UUID="GPU-' in line and f'device="nvidia{gpu}"' in line, line
         assert 'modelName="NVIDIA A100-SXM4-80GB",Hostname="n1",DCGM_FI_DRIVER_VERSION="580.95.05"' in line, line
 
-        def used(name):
-            found = re.search(rf'{name}{{[^}}]*pod="trainer"[^}}]*}} (\S+)', lab.http("n1", "/metrics"))
-            return float(found[1]) if found else 0
+        def used(*names):
+            """Values of one scrape, so that they can be compared with each other."""
+            metrics = lab.http("n1", "/metrics")
+            found = [re.search(rf'{name}{{[^}}]*pod="trainer"[^}}]*}} (\S+)', metrics) for name in names]
+            return [float(value[1]) if value else 0 for value in found]
 
-        eventually(lambda: used("slipway_gpu_pod_energy_joules_total") > 100, timeout=30, message="energy is counted")
-        assert used("slipway_gpu_pod_busy_seconds_total") > used("slipway_gpu_pod_idle_seconds_total") > 0
+        eventually(lambda: used("slipway_gpu_pod_energy_joules_total")[0] > 100, timeout=30, message="energy is counted")
+        # The first samples can be older than the utilization that was set above.
+        compared = lambda: used("slipway_gpu_pod_busy_seconds_total", "slipway_gpu_pod_idle_seconds_total")
+        eventually(lambda: (values := compared())[0] > values[1] > 0, timeout=60, message="the GPU is more busy than idle")
         board = (pathlib.Path(__file__).parents[2] / "deploy/grafana/gpus.json").read_text()
         served = set(re.findall(r"^# TYPE (\S+)", lab.http("n1", "/metrics"), re.M))
         queried = set(re.findall(r"\b(?:DCGM_FI|slipway_gpu)_\w+", board)) - {"DCGM_FI_DRIVER_VERSION"}
