@@ -197,7 +197,7 @@ fn nothing_is_put_into_folders_of_git_and_dvc() {
         // A cache takes what is read-only as verified.
         std::fs::set_permissions(object(name), Permissions::from_mode(0o444)).unwrap();
     };
-    let (nested, below_link) = ("11111111111111111111111111111111.dir", "22222222222222222222222222222222.dir");
+    let (nested, below_link) = ("eade5ea678b0a9ddc897b3db09c5bc5a.dir", "ae7d3f30f76ec19e092998e2cc95737d.dir");
     lists("sub/.git/hooks/evil", nested);
     lists("hooks/evil", below_link);
     std::os::unix::fs::symlink(".git", project.join("link")).unwrap();
@@ -225,8 +225,8 @@ fn nothing_is_put_into_folders_of_git_and_dvc() {
     git(&project, &["add", "--all"]);
     git(&project, &["commit", "--quiet", "--message", "first"]);
     let place = project.to_str().unwrap();
-    fails(&["get", place, "data", "-o", "copy"], "data.reserved");
-    fails(&["import", place, "data", "-o", ".git/hooks/evil"], "data.reserved");
+    fails(&["get", place, "data", "--out", "copy"], "data.reserved");
+    fails(&["import", place, "data", "--out", ".git/hooks/evil"], "data.reserved");
     assert!(!project.join("copy").exists());
 }
 
