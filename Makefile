@@ -28,7 +28,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go nextest demo test test-programs fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp conformance-kube-api ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster bench-data bench-pipeline binary portable clean
+.PHONY: help tools go nextest demo test test-programs fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp conformance-kube-api ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-objects bench-operator bench-cluster bench-data bench-pipeline binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -149,7 +149,7 @@ $(PLUGIN)/nvidia-device-plugin: conformance/kube/plugin/go.sum | go
 
 # The parts can be run, and recorded, one by one.
 # conformance-serve is the last, because it alone needs cargo, which continuous integration uses for the tests meanwhile.
-conformance: conformance-mlflow conformance-gpu conformance-kube conformance-dvc conformance-kfp conformance-serve
+conformance: conformance-mlflow conformance-gpu conformance-kube conformance-kube-api conformance-dvc conformance-kfp conformance-serve
 
 conformance-mlflow: binary $(PEERS)/mlflow/.ready
 	python3 -m unittest discover conformance
@@ -186,9 +186,20 @@ lab-programs: go
 	go build -C lab -trimpath -buildvcs=false -o $(CACHE)/lab/lab .
 	$(CACHE)/lab/lab --source lab build
 
-# kubectl against the Kubernetes API of `slipway up`. Its kubectl is the one that the lab builds.
-conformance-kube-api: binary lab-programs
-	conformance/kube-api/run.py --slipway $(SLIPWAY) --kubectl "$$(ls -t $(CACHE)/lab/*/kubectl | head -1)" $(call junit,kube-api)
+# A client of client-go for the Kubernetes API of `slipway up`.
+INFORMERS := $(PEERS)/informers-$(word 1,$(shell cat conformance/kube-api/informers/go.sum conformance/kube-api/informers/main.go | sha256sum | cut -c1-12))/informers
+$(INFORMERS): | go
+	@echo "building a client of client-go"
+	@mkdir -p $(@D)
+	go build -C conformance/kube-api/informers -trimpath -buildvcs=false -o $@ .
+
+# kubectl and the official clients against the Kubernetes API of `slipway up`, which is compared with upstream's API server. The lab builds both.
+conformance-kube-api: binary lab-programs $(INFORMERS) $(PEERS)/kfp/.ready
+	programs=$$(dirname "$$(ls -t $(CACHE)/lab/*/kubectl | head -1)"); \
+	conformance/kube-api/run.py --slipway $(SLIPWAY) --kubectl $$programs/kubectl $(call junit,kube-api); \
+	conformance/kube-api/compare.py --slipway $(SLIPWAY) --programs $$programs $(call junit,kube-api-compare)
+	conformance/kube-api/kills.py --slipway $(SLIPWAY) $(call junit,kube-api-kills)
+	$(PEERS)/kfp/bin/python conformance/kube-api/clients.py --slipway $(SLIPWAY) --informers $(INFORMERS) $(call junit,kube-api-clients)
 
 lab: binary lab-programs
 	$(SLIPWAY) lab up --nodes 2 --gpus a100x8,t4
@@ -219,6 +230,10 @@ bench-cluster: binary $(PEERS)/ansible/.ready
 bench-operator: binary lab-programs
 	cargo build --release --locked -p slipway-operator --example hollow_nodes
 	python3 bench/operator/run.py --slipway $(SLIPWAY)
+
+# Compares with upstream's API server and etcd, which the lab builds.
+bench-objects: binary lab-programs
+	bench/objects/run.py --slipway $(SLIPWAY) --programs "$$(dirname "$$(ls -t $(CACHE)/lab/*/kubectl | head -1)")"
 
 bench-gpu: binary
 	python3 bench/gpu/run.py --slipway $(SLIPWAY)

@@ -350,6 +350,17 @@ def permissions_are_answered(kubectl):
 
 
 @test
+def definitions_of_custom_resources_are_refused_with_a_hint(kubectl):
+    definition = json.dumps({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "things.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing"},
+                 "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {"type": "object"}}}]},
+    })
+    refused = kubectl.fails("apply", "-f", "-", stdin=definition)
+    assert "Thing is not one of them" in refused and "slipway up --kube" in refused, refused
+
+
+@test
 def fields_are_explained(kubectl):
     explained = kubectl("explain", "configmap.data")
     assert "FIELD: data" in explained and "map[string]string" in explained, explained

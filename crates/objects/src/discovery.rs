@@ -10,9 +10,9 @@ const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", 
 /// The verbs of a status.
 const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 
-/// A resource that is computed from a request and never stored.
+/// A resource of which no object is ever stored. All have the version `v1`, no namespace, and the verb `create`.
 #[derive(Debug)]
-pub struct Review {
+pub struct Unstored {
     /// The API group.
     pub group: &'static str,
     /// The kind.
@@ -21,16 +21,21 @@ pub struct Review {
     pub plural: &'static str,
 }
 
-/// The computed resources. All have the version `v1` and the verb `create`.
-pub const REVIEWS: &[Review] = &[
-    Review { group: "authentication.k8s.io", kind: "SelfSubjectReview", plural: "selfsubjectreviews" },
-    Review { group: "authorization.k8s.io", kind: "SelfSubjectAccessReview", plural: "selfsubjectaccessreviews" },
+/// The definitions of custom resources, which are refused.
+pub const DEFINITIONS: Unstored =
+    Unstored { group: "apiextensions.k8s.io", kind: "CustomResourceDefinition", plural: "customresourcedefinitions" };
+
+/// The resources without stored objects: definitions, and reviews, which are computed from a request.
+const UNSTORED: &[Unstored] = &[
+    DEFINITIONS,
+    Unstored { group: "authentication.k8s.io", kind: "SelfSubjectReview", plural: "selfsubjectreviews" },
+    Unstored { group: "authorization.k8s.io", kind: "SelfSubjectAccessReview", plural: "selfsubjectaccessreviews" },
 ];
 
 /// The groups with their versions, without the core group.
 fn named_groups(registry: &Registry) -> Vec<(&'static str, &'static str)> {
     let mut groups: Vec<_> = registry.groups().into_iter().filter(|(group, _)| !group.is_empty()).collect();
-    groups.extend(REVIEWS.iter().map(|review| (review.group, "v1")));
+    groups.extend(UNSTORED.iter().map(|unstored| (unstored.group, "v1")));
     groups.sort_unstable();
     groups.dedup();
     groups
@@ -78,12 +83,12 @@ pub fn resource_lists(registry: &Registry) -> Vec<(String, Value)> {
                 resources.push(self::described(&format!("{}/status", resource.plural), resource, STATUS_VERBS));
             }
         }
-        for review in REVIEWS.iter().filter(|review| review.group == group) {
+        for unstored in UNSTORED.iter().filter(|unstored| unstored.group == group) {
             resources.push(json!({
-                "name": review.plural,
-                "singularName": review.kind.to_lowercase(),
+                "name": unstored.plural,
+                "singularName": unstored.kind.to_lowercase(),
                 "namespaced": false,
-                "kind": review.kind,
+                "kind": unstored.kind,
                 "verbs": ["create"],
             }));
         }
@@ -117,12 +122,12 @@ pub fn aggregated(registry: &Registry, core: bool) -> Value {
             .filter(|resource| resource.group == group && resource.version == version)
             .map(|resource| aggregated_resource(resource))
             .collect();
-        for review in REVIEWS.iter().filter(|review| review.group == group) {
+        for unstored in UNSTORED.iter().filter(|unstored| unstored.group == group) {
             resources.push(json!({
-                "resource": review.plural,
-                "responseKind": {"group": group, "version": version, "kind": review.kind},
+                "resource": unstored.plural,
+                "responseKind": {"group": group, "version": version, "kind": unstored.kind},
                 "scope": "Cluster",
-                "singularResource": review.kind.to_lowercase(),
+                "singularResource": unstored.kind.to_lowercase(),
                 "verbs": ["create"],
             }));
         }

@@ -138,8 +138,20 @@ pub enum Error {
         name: String,
         /// Why it is not allowed.
         detail: String,
-        /// A machine-readable cause and the field that it concerns.
-        cause: Option<&'static (&'static str, &'static str)>,
+        /// A machine-readable cause.
+        cause: Option<Box<Cause>>,
+    },
+    /// The body of the request is not an object of the kind.
+    #[error("{kind} in version \"{version}\" cannot be handled as a {expected}: {detail}")]
+    Undecodable {
+        /// The kind that the body names.
+        kind: String,
+        /// The version that the body names, without its group.
+        version: String,
+        /// The kind of the route.
+        expected: String,
+        /// What is wrong.
+        detail: String,
     },
     /// The request is malformed.
     #[error("{0}")]
@@ -172,15 +184,53 @@ fn aggregate(errors: &[FieldError]) -> String {
     }
 }
 
+/// Options of a request, which the API server checks like an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestOptions {
+    /// Of a creation.
+    Create,
+    /// Of a replacement.
+    Update,
+    /// Of a patch.
+    Patch,
+    /// Of a deletion.
+    Delete,
+    /// Of a list or watch.
+    List,
+}
+
+impl RequestOptions {
+    /// The error of an invalid option.
+    pub fn invalid(self, error: FieldError) -> Error {
+        let (group, kind) = ("meta.k8s.io".to_owned(), format!("{self:?}Options"));
+        Error::Invalid { group, kind, name: String::new(), errors: vec![error] }
+    }
+}
+
+/// An error of reading JSON in the words of Go's decoder, in which the API server and its clients are written.
+pub fn json_error(text: &[u8], error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".into();
+    }
+    // The column of the error is that of the unexpected byte, counted from 1.
+    let line = text.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    match line.get(error.column().saturating_sub(1)) {
+        Some(byte) => format!("invalid character '{}' looking for beginning of value", char::from(*byte)),
+        None => error.to_string(),
+    }
+}
+
 impl Explain for Error {
     fn code(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "objects.not_found",
             Self::AlreadyExists { .. } => "objects.exists",
             Self::Conflict { .. } => "objects.conflict",
-            Self::Invalid { .. } | Self::BadRequest(_) | Self::Unprocessable(_) | Self::UnsupportedMediaType(_) => {
-                "objects.invalid"
-            }
+            Self::Invalid { .. }
+            | Self::Undecodable { .. }
+            | Self::BadRequest(_)
+            | Self::Unprocessable(_)
+            | Self::UnsupportedMediaType(_) => "objects.invalid",
             Self::Forbidden { .. } => "objects.forbidden",
             Self::Expired(_) => "objects.expired",
             Self::TooLarge(_) => "objects.too_large",
@@ -296,7 +346,7 @@ impl Error {
             Self::Conflict { .. } => (409, "Conflict"),
             Self::Invalid { .. } | Self::Unprocessable(_) => (422, "Invalid"),
             Self::Forbidden { .. } => (403, "Forbidden"),
-            Self::BadRequest(_) => (400, "BadRequest"),
+            Self::BadRequest(_) | Self::Undecodable { .. } => (400, "BadRequest"),
             Self::Expired(_) => (410, "Expired"),
             Self::TooLarge(_) => (413, "RequestEntityTooLarge"),
             Self::UnsupportedMediaType(_) => (415, "UnsupportedMediaType"),
@@ -306,13 +356,9 @@ impl Error {
             Self::NotFound { resource, name }
             | Self::AlreadyExists { resource, name }
             | Self::Conflict { resource, name, .. } => Some(Details::of(resource, name)),
-            Self::Forbidden { resource, name, detail, cause } => {
-                let cause = cause.map(|&(reason, field)| Cause {
-                    reason: reason.to_owned(),
-                    message: detail.clone(),
-                    field: field.to_owned(),
-                });
-                Some(Details { causes: cause.into_iter().collect(), ..Details::of(resource, name) })
+            Self::Forbidden { resource, name, cause, .. } => {
+                let causes = cause.iter().map(|cause| Cause::clone(cause)).collect();
+                Some(Details { causes, ..Details::of(resource, name) })
             }
             Self::Invalid { group, kind, name, errors } => Some(Details {
                 name: name.clone(),

@@ -46,7 +46,7 @@ fn is_qualified_part(text: &str) -> bool {
 fn subdomain_faults(text: &str) -> Vec<String> {
     let mut faults = Vec::new();
     if text.len() > MAX_SUBDOMAIN {
-        faults.push(too_long(MAX_SUBDOMAIN));
+        faults.push(format!("must be no more than {MAX_SUBDOMAIN} characters"));
     }
     if !text.split('.').all(dns::is_label) {
         faults.push(SUBDOMAIN.into());
@@ -63,7 +63,9 @@ pub fn name_faults(form: NameForm, name: &str) -> Vec<String> {
             if name.len() > MAX_LABEL {
                 faults.push(too_long(MAX_LABEL));
             }
-            if !dns::is_label(name) {
+            if name.contains('.') && name.split('.').all(dns::is_label) {
+                faults.push("must not contain dots".into());
+            } else if !dns::is_label(name) {
                 faults.push(LABEL.into());
             }
             faults
@@ -168,6 +170,16 @@ pub fn metadata_errors(meta: &ObjectMeta, form: NameForm) -> Vec<FieldError> {
         errors.push(FieldError::invalid("metadata.finalizers", &json!(meta.finalizers), detail));
     }
     errors
+}
+
+/// Checks that the finalizers of an object of the core group are those of Kubernetes, or have the domain of their controller.
+pub fn finalizer_errors(meta: &ObjectMeta) -> Vec<FieldError> {
+    let standard = [ORPHAN_FINALIZER, FOREGROUND_FINALIZER, "kubernetes"];
+    let detail = "name is neither a standard finalizer name nor is it fully qualified";
+    let unqualified =
+        |(_, finalizer): &(usize, &String)| !finalizer.contains('/') && !standard.contains(&finalizer.as_str());
+    let found = meta.finalizers.iter().enumerate().filter(unqualified);
+    found.map(|(i, f)| FieldError::invalid(format!("metadata.finalizers[{i}]"), &json!(f), detail)).collect()
 }
 
 /// Checks labels at a path.

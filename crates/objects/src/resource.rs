@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::error::{Error, FieldError, GroupResource};
+use crate::error::{Error, FieldError, GroupResource, RequestOptions};
 use crate::name::NameForm;
 use crate::object::Object;
 use crate::schema::{Findings, Schema, Type};
@@ -108,18 +108,19 @@ pub enum FieldValidation {
 }
 
 impl FieldValidation {
-    /// Reads the parameter `fieldValidation`.
+    /// Reads the parameter `fieldValidation`, one of the options of a request.
     ///
     /// # Errors
-    /// [`Error::BadRequest`] for any other text than the three names.
-    pub fn parse(text: &str) -> Result<Self, Error> {
+    /// [`Error::Invalid`] for any other text than the three names.
+    pub fn parse(text: &str, options: RequestOptions) -> Result<Self, Error> {
         match text {
             "Ignore" => Ok(Self::Ignore),
             "" | "Warn" => Ok(Self::Warn),
             "Strict" => Ok(Self::Strict),
-            other => Err(Error::BadRequest(format!(
-                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
-            ))),
+            other => {
+                let supported = ["", "Ignore", "Strict", "Warn"].map(str::to_owned);
+                Err(options.invalid(FieldError::not_supported("fieldValidation", &json!(other), &supported)))
+            }
         }
     }
 }
@@ -159,27 +160,30 @@ impl Resource {
     /// Decodes JSON as an object of this kind. Returns warnings about unknown fields, which are dropped.
     ///
     /// # Errors
-    /// [`Error::BadRequest`] for another kind, values of wrong types, and with [`FieldValidation::Strict`] unknown fields.
+    /// [`Error::Undecodable`] for another kind, values of wrong types, and with [`FieldValidation::Strict`] unknown fields.
     pub fn decode(&self, mut value: Value, validation: FieldValidation) -> Result<(Object, Vec<String>), Error> {
-        let refuse = |detail: &str| {
-            let (kind, version) = (self.kind, self.version);
-            Error::BadRequest(format!("{kind} in version {version:?} cannot be handled as a {kind}: {detail}"))
+        let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (kind, api_version) = (text("kind"), text("apiVersion"));
+        let undecodable = |kind: &str, version: &str, detail: String| Error::Undecodable {
+            kind: kind.to_owned(),
+            version: version.rsplit('/').next().unwrap_or_default().to_owned(),
+            expected: self.kind.to_owned(),
+            detail,
         };
+        let refuse = |detail: &str| undecodable(self.kind, self.version, detail.to_owned());
         let Value::Object(fields) = &mut value else {
             return Err(refuse("json: cannot unmarshal a value that is not an object"));
         };
-        for (field, expected) in [("apiVersion", self.api_version()), ("kind", self.kind.to_owned())] {
-            match fields.get(field).and_then(Value::as_str).unwrap_or_default() {
-                "" => drop(fields.insert(field.to_owned(), json!(expected))),
-                found if found == expected => {}
-                found => {
-                    let what = if field == "kind" { "kind" } else { "API version" };
-                    return Err(Error::BadRequest(format!(
-                        "the {what} in the data ({found}) does not match the expected {what} ({expected})"
-                    )));
-                }
-            }
+        if !kind.is_empty() && kind != self.kind {
+            let detail = format!("converting ({}.{kind}) to (core.{}): unknown conversion", self.version, self.kind);
+            return Err(undecodable(&kind, &api_version, detail));
         }
+        if !api_version.is_empty() && api_version != self.api_version() {
+            let detail = format!("no kind {:?} is registered for version {api_version:?}", self.kind);
+            return Err(undecodable(self.kind, &api_version, detail));
+        }
+        fields.insert("apiVersion".into(), json!(self.api_version()));
+        fields.insert("kind".into(), json!(self.kind));
         let Findings { unknown, wrong } = self.schema.decode(&mut value);
         if let Some(first) = wrong.first() {
             return Err(refuse(&first.decoding_error(self.kind)));

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::engine::general_purpose::STANDARD;
+use base64::{DecodeError, Engine};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -106,16 +108,30 @@ pub struct Findings {
 pub struct WrongType {
     /// The path of the value.
     pub path: String,
+    /// The path up to the last field that the schema names.
+    pub field: String,
     /// The value.
     pub value: Value,
     /// The type of the schema.
-    pub expected: Type,
+    pub expected: Expected,
+}
+
+/// What a value should have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// A value of this type.
+    Type(Type),
+    /// Bytes in base64; the text is wrong at this offset.
+    Base64(usize),
 }
 
 impl WrongType {
     /// The error of a validated kind.
     pub fn field_error(&self) -> FieldError {
-        let expected = type_name(self.expected);
+        let expected = match self.expected {
+            Expected::Type(expected) => type_name(expected),
+            Expected::Base64(_) => "byte",
+        };
         let actual = json_type(&self.value);
         let detail = format!("{} in body must be of type {expected}: {actual:?}", self.path);
         FieldError::type_invalid(self.path.clone(), &Value::from(actual), detail)
@@ -124,19 +140,20 @@ impl WrongType {
     /// The error of decoding a kind that is native to the API server, which is written in Go.
     pub fn decoding_error(&self, kind: &str) -> String {
         let expected = match self.expected {
-            Type::Object => "map[string]interface {}",
-            Type::Array => "[]interface {}",
-            Type::String => "string",
-            Type::Integer => "int32",
-            Type::Number => "float64",
-            Type::Boolean => "bool",
+            Expected::Type(Type::Object) => "map[string]interface {}",
+            Expected::Type(Type::Array) => "[]interface {}",
+            Expected::Type(Type::String) => "string",
+            Expected::Type(Type::Integer) => "int32",
+            Expected::Type(Type::Number) => "float64",
+            Expected::Type(Type::Boolean) => "bool",
+            Expected::Base64(at) => return format!("illegal base64 data at input byte {at}"),
         };
         let actual = match json_type(&self.value) {
             "integer" | "number" => "number",
             "boolean" => "bool",
             other => other,
         };
-        format!("json: cannot unmarshal {actual} into Go struct field {kind}.{} of type {expected}", self.path)
+        format!("json: cannot unmarshal {actual} into Go struct field {kind}.{} of type {expected}", self.field)
     }
 }
 
@@ -163,6 +180,15 @@ fn json_type(value: &Value) -> &'static str {
     }
 }
 
+/// The offset of the first fault of a text in base64.
+fn base64_fault(text: &str) -> Option<usize> {
+    match STANDARD.decode(text) {
+        Ok(_) => None,
+        Err(DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol { offset: at, .. }) => Some(at),
+        Err(_) => Some(text.len()),
+    }
+}
+
 fn joined(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
@@ -176,11 +202,12 @@ impl Schema {
     /// Removes unknown and null fields, sets defaults, and reports unknown fields and values of wrong types.
     pub fn decode(&self, value: &mut Value) -> Findings {
         let mut findings = Findings::default();
-        self.decode_at(value, "", 0, &mut findings);
+        self.decode_at(value, ["", ""], 0, &mut findings);
         findings
     }
 
-    fn decode_at(&self, value: &mut Value, path: &str, depth: usize, findings: &mut Findings) {
+    /// Decodes a value at a path, whose second form ends with the last field that the schema names.
+    fn decode_at(&self, value: &mut Value, [path, field]: [&str; 2], depth: usize, findings: &mut Findings) {
         let Some(kind) = self.kind else { return };
         let fits = match (kind, &*value) {
             (Type::Object, Value::Object(_))
@@ -191,35 +218,43 @@ impl Schema {
             (Type::Integer, Value::Number(number)) => !number.is_f64(),
             _ => false,
         };
+        let mut expect = |expected| {
+            let (path, field) = (path.to_owned(), field.to_owned());
+            findings.wrong.push(WrongType { path, field, value: value.clone(), expected });
+        };
         if !fits {
-            findings.wrong.push(WrongType { path: path.to_owned(), value: value.clone(), expected: kind });
+            expect(Expected::Type(kind));
+            return;
+        }
+        if self.format == "byte"
+            && let Some(at) = value.as_str().and_then(base64_fault)
+        {
+            expect(Expected::Base64(at));
             return;
         }
         match value {
-            Value::Object(fields) => self.decode_fields(fields, path, depth, findings),
+            Value::Object(fields) => self.decode_fields(fields, [path, field], depth, findings),
             Value::Array(elements) => {
                 let Some(schema) = &self.items else { return };
                 for (i, element) in elements.iter_mut().enumerate() {
-                    schema.decode_at(element, &format!("{path}[{i}]"), depth + 1, findings);
+                    schema.decode_at(element, [&format!("{path}[{i}]"), field], depth + 1, findings);
                 }
             }
             _ => {}
         }
     }
 
-    fn decode_fields(&self, fields: &mut Map<String, Value>, path: &str, depth: usize, findings: &mut Findings) {
-        let unknown = |name: &String| self.field(name).is_none() && !self.preserve_unknown;
-        let (dropped, null): (Vec<String>, Vec<String>) = {
-            let dropped: Vec<String> = fields.keys().filter(|name| unknown(name)).cloned().collect();
-            let is_null = |(name, value): &(&String, &Value)| {
-                value.is_null() && self.field(name).is_some_and(|schema| !schema.nullable)
-            };
-            (dropped, fields.iter().filter(is_null).map(|(name, _)| name.clone()).collect())
+    fn decode_fields(
+        &self,
+        fields: &mut Map<String, Value>,
+        [path, field]: [&str; 2],
+        depth: usize,
+        findings: &mut Findings,
+    ) {
+        let is_null = |(name, value): &(&String, &Value)| {
+            value.is_null() && self.field(name).is_some_and(|schema| !schema.nullable)
         };
-        for name in dropped {
-            fields.remove(&name);
-            findings.unknown.push(joined(path, &name));
-        }
+        let null: Vec<String> = fields.iter().filter(is_null).map(|(name, _)| name.clone()).collect();
         for name in null {
             // A null value in a map of texts is the empty text, and everywhere else absence.
             let is_text = self.properties.is_empty() && self.field(&name).is_some_and(|s| s.kind == Some(Type::String));
@@ -236,11 +271,19 @@ impl Schema {
                 fields.insert(name.clone(), default.clone());
             }
         }
-        for (name, value) in fields.iter_mut().filter(|(_, value)| !value.is_null()) {
-            if let Some(schema) = self.field(name) {
-                schema.decode_at(value, &joined(path, name), depth + 1, findings);
+        fields.retain(|name, value| {
+            let Some(schema) = self.field(name) else {
+                if !self.preserve_unknown {
+                    findings.unknown.push(joined(path, name));
+                }
+                return self.preserve_unknown;
+            };
+            if !value.is_null() {
+                let named = if self.properties.contains_key(name) { &joined(field, name) } else { field };
+                schema.decode_at(value, [&joined(path, name), named], depth + 1, findings);
             }
-        }
+            true
+        });
     }
 
     /// Checks required fields, allowed values and bounds of a decoded value at a path.
@@ -313,7 +356,7 @@ mod tests {
         let mut value =
             json!({"size": 1, "odd": 1, "list": [{"x": true, "y": 2}], "free": {"z": 1}, "data": {"a": null}});
         let findings = example().decode(&mut value);
-        assert_eq!(findings.unknown, ["odd", "list[0].y"]);
+        assert_eq!(findings.unknown, ["list[0].y", "odd"]);
         assert_eq!(findings.wrong, []);
         let expected = json!({"size": 1, "mode": "A", "list": [{"x": true}], "free": {"z": 1}, "data": {"a": ""}});
         assert_eq!(value, expected);
@@ -324,12 +367,20 @@ mod tests {
         let findings = example().decode(&mut json!({"size": "x", "data": {"a": 1}}));
         assert_eq!(
             findings.wrong[0].decoding_error("Kind"),
-            "json: cannot unmarshal number into Go struct field Kind.data.a of type string"
+            "json: cannot unmarshal number into Go struct field Kind.data of type string"
         );
         assert_eq!(
             findings.wrong[1].field_error().to_string(),
             "size: Invalid value: \"string\": size in body must be of type integer: \"string\""
         );
+    }
+
+    #[test]
+    fn bytes_are_in_base64() {
+        let bytes = schema(json!({"type": "object", "additionalProperties": {"type": "string", "format": "byte"}}));
+        assert_eq!(bytes.decode(&mut json!({"a": "eA==", "b": ""})).wrong, []);
+        let findings = bytes.decode(&mut json!({"a": "not base64"}));
+        assert_eq!(findings.wrong[0].decoding_error("Kind"), "illegal base64 data at input byte 3");
     }
 
     #[test]

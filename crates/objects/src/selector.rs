@@ -187,14 +187,19 @@ impl LabelSelector {
     /// [`Error::BadRequest`] with the position of the error.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let refuse = |detail: String| Error::BadRequest(format!("unable to parse requirement: {detail}"));
+        let unexpected =
+            |found: &Token, expected: &str| Error::BadRequest(format!("found '{found}', expected: {expected}"));
         let mut parser = Parser { tokens: tokens(text), next: 0 };
         let mut requirements = Vec::new();
         while *parser.peek() != Token::End {
+            if !matches!(parser.peek(), Token::Word(_) | Token::Symbol("!")) {
+                return Err(unexpected(parser.peek(), "!, identifier, or 'end of string'"));
+            }
             requirements.push(parser.requirement().map_err(refuse)?);
             match parser.take() {
                 Token::End => break,
-                Token::Symbol(",") if *parser.peek() == Token::End => {
-                    return Err(refuse("found '', expected: identifier after ','".into()));
+                Token::Symbol(",") if !matches!(parser.peek(), Token::Word(_) | Token::Symbol("!")) => {
+                    return Err(unexpected(parser.peek(), "identifier after ','"));
                 }
                 Token::Symbol(",") => {}
                 other => return Err(refuse(format!("found '{other}', expected: ',' or 'end of string'"))),

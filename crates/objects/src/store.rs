@@ -39,6 +39,10 @@ impl Selection {
     pub fn check(&self, resource: &Resource) -> Result<(), Error> {
         let nothing = Object::default();
         match self.fields.requirements().iter().find(|r| resource.selectable_value(&nothing, &r.field).is_none()) {
+            Some(r) if resource.group.is_empty() && resource.selectable.is_empty() => Err(Error::BadRequest(format!(
+                "{:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+                r.field
+            ))),
             Some(r) => Err(Error::BadRequest(format!("field label not supported: {}", r.field))),
             None => Ok(()),
         }
@@ -236,9 +240,9 @@ pub fn parse_version(text: &str) -> Result<Option<i64>, Error> {
         return Ok(None);
     }
     let invalid = || {
+        let value = Value::from(text);
         Error::BadRequest(format!(
-            "Invalid value: {}: strconv.ParseUint: parsing {text:?}: invalid syntax",
-            Value::from(text)
+            "invalid resource version: resourceVersion: Invalid value: {value}: strconv.ParseUint: parsing {value}: invalid syntax"
         ))
     };
     text.parse::<i64>().ok().filter(|version| *version >= 0).map(Some).ok_or_else(invalid)

@@ -3,6 +3,7 @@
 //!
 //! Invariant: a handler touches objects only after it has authorized the caller for the verb, the resource and the namespace.
 
+mod definitions;
 mod documents;
 mod handlers;
 mod negotiation;
@@ -11,7 +12,7 @@ mod response;
 mod reviews;
 mod watch;
 
-use slipway_access::{Access, Resource as AccessResource, Routes};
+use slipway_access::{Access, Resource as AccessResource, Routes, RunTokenUse};
 use slipway_core::home::Home;
 use slipway_objects::embedded::Embedded;
 use slipway_objects::seal::Sealer;
@@ -23,6 +24,7 @@ use crate::ServerError;
 use crate::auth::key_from_file;
 pub(crate) use documents::version;
 use request::Target;
+use response::Failure;
 
 /// Maximum bytes of a request body, as in the API server.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -62,6 +64,7 @@ pub(crate) fn routes(store: &Embedded) -> Routes {
     objects
         .fold(Routes::new(), Routes::merge)
         .merge(reviews::routes())
+        .merge(definitions::routes())
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(store.clone())
         .merge(documents::routes(store.registry()))
@@ -71,6 +74,7 @@ pub(crate) fn routes(store: &Embedded) -> Routes {
 fn object_routes(target: &Target) -> Routes<Embedded> {
     // The namespace is a part of the path, and whether a list is a watch a part of the query, so the handlers decide.
     let access = Access::DecidedByHandler;
+    let unsupported = Access::Authenticated(RunTokenUse::Denied);
     let resource = &target.resource;
     let all = format!("{}/{}", resource.base_path(), resource.plural);
     let scope = if resource.namespaced { "/namespaces/{namespace}" } else { "" };
@@ -80,6 +84,9 @@ fn object_routes(target: &Target) -> Routes<Embedded> {
         .get(&collection, access, target.handler(handlers::list))
         .post(&collection, access, target.handler(handlers::create))
         .delete(&collection, access, target.handler(handlers::delete_collection))
+        .put(&collection, unsupported, method_not_allowed)
+        .patch(&collection, unsupported, method_not_allowed)
+        .post(&item, unsupported, method_not_allowed)
         .get(&item, access, target.handler(handlers::get))
         .put(&item, access, target.handler(handlers::update))
         .patch(&item, access, target.handler(handlers::patch))
@@ -96,6 +103,11 @@ fn object_routes(target: &Target) -> Routes<Embedded> {
             .patch(&path, access, status.handler(handlers::patch));
     }
     routes
+}
+
+/// Answers a method that the resource does not have as the API server does.
+async fn method_not_allowed() -> Failure {
+    Failure::method_not_allowed()
 }
 
 #[cfg(test)]

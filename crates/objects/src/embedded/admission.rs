@@ -5,7 +5,7 @@ use slipway_core::clock::{now_ms, rfc3339};
 
 use super::OTHER_CHANGE;
 use crate::error::{Error, FieldError};
-use crate::name::{metadata_errors, name_faults};
+use crate::name::{finalizer_errors, metadata_errors, name_faults};
 use crate::object::Object;
 use crate::resource::Resource;
 use crate::store::Part;
@@ -80,15 +80,22 @@ pub(super) fn updated(
         return Err(bad_request(message));
     }
     if !new.metadata.uid.is_empty() && new.metadata.uid != old.metadata.uid {
+        let group = if resource.group.is_empty() { String::new() } else { format!("{}/", resource.group) };
         let detail = format!(
-            "Precondition failed: UID in precondition: {}, UID in object meta: {}",
-            new.metadata.uid, old.metadata.uid
+            "StorageError: invalid object, Code: 4, Key: /registry/{group}{}/{}, ResourceVersion: 0, AdditionalErrorMsg: \
+             Precondition failed: UID in precondition: {}, UID in object meta: {}",
+            resource.plural,
+            [namespace, name].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/"),
+            new.metadata.uid,
+            old.metadata.uid
         );
         return Err(resource.conflict(name, detail));
     }
-    if !matches!(&*new.metadata.resource_version, "" | "0")
-        && new.metadata.resource_version != old.metadata.resource_version
-    {
+    let version = &new.metadata.resource_version;
+    if version.bytes().any(|digit| !digit.is_ascii_digit()) {
+        return Err(bad_request(format!("strconv.ParseUint: parsing {version:?}: invalid syntax")));
+    }
+    if !matches!(&**version, "" | "0") && *version != old.metadata.resource_version {
         return Err(resource.conflict(name, OTHER_CHANGE));
     }
     if part == Part::Status {
@@ -143,6 +150,9 @@ fn desired(object: &Object) -> impl PartialEq + use<'_> {
 
 fn check(resource: &Resource, new: &Object, old: Option<&Object>, mut errors: Vec<FieldError>) -> Result<(), Error> {
     errors.extend(metadata_errors(&new.metadata, resource.names));
+    if resource.group.is_empty() {
+        errors.extend(finalizer_errors(&new.metadata));
+    }
     if resource.namespaced {
         let namespace = &new.metadata.namespace;
         let faults = name_faults(crate::name::NameForm::Label, namespace);

@@ -1,11 +1,12 @@
 //! Lists. All pages of a list have the version of its first page, however the objects change in between.
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::Embedded;
-use crate::error::Error;
+use crate::error::{Error, json_error};
 use crate::object::Object;
 use crate::repo::{self, Clock, Key, Stored};
 use crate::resource::Resource;
@@ -13,6 +14,9 @@ use crate::store::{ListOptions, Page, Selection};
 
 /// Maximum number of objects that one query reads.
 const MAX_ROWS: i64 = 500;
+
+/// The encoding of continue tokens. Bits behind the last byte are ignored, as in Go.
+const TOKENS: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
 
 /// Where the next page begins; clients must not interpret it.
 #[derive(Serialize, Deserialize)]
@@ -33,13 +37,14 @@ fn expired() -> Error {
 
 impl Continue {
     fn encode(&self) -> String {
-        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).expect("a number and two texts are plain data"))
+        TOKENS.encode(serde_json::to_vec(self).expect("a number and two texts are plain data"))
     }
 
     fn decode(token: &str) -> Result<Self, Error> {
-        let bytes = URL_SAFE_NO_PAD.decode(token).ok();
-        let decoded = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        decoded.ok_or_else(|| Error::BadRequest("continue key is not valid".into()))
+        let refuse =
+            |detail: String| Error::BadRequest(format!("invalid continue token: continue key is not valid: {detail}"));
+        let bytes = TOKENS.decode(token).map_err(|error| refuse(error.to_string()))?;
+        serde_json::from_slice(&bytes).map_err(|error| refuse(json_error(&bytes, &error)))
     }
 }
 

@@ -9,7 +9,7 @@ use slipway_core::clock::{now_ms, rfc3339};
 use slipway_store::sql::Connection;
 
 use super::{Applied, Embedded, Outcome, admission, with_version};
-use crate::error::{Error, FieldError, GroupResource};
+use crate::error::{Cause, Error, FieldError, GroupResource};
 use crate::meta::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER, ObjectMeta};
 use crate::object::Object;
 use crate::patch::Patch;
@@ -62,7 +62,11 @@ fn check_namespace(c: &Connection, key: &Key) -> Result<(), Error> {
                 "unable to create new content in namespace {} because it is being terminated",
                 key.namespace
             ),
-            cause: Some(&("NamespaceTerminating", "metadata.namespace")),
+            cause: Some(Box::new(Cause {
+                reason: "NamespaceTerminating".into(),
+                message: format!("namespace {} is being terminated", key.namespace),
+                field: "metadata.namespace".into(),
+            })),
         }),
     }
 }
@@ -109,14 +113,18 @@ fn finalizers(meta: &ObjectMeta, propagation: Option<Propagation>) -> Vec<String
 /// Checks the preconditions of a deletion.
 fn check_preconditions(resource: &Resource, meta: &ObjectMeta, options: &DeleteOptions) -> Result<(), Error> {
     let checks = [
-        ("UID", "UID", &options.uid, &meta.uid),
-        ("ResourceVersion", "ResourceVersion", &options.resource_version, &meta.resource_version),
+        ("UID", &options.uid, &meta.uid, "deleted and then recreated"),
+        ("ResourceVersion", &options.resource_version, &meta.resource_version, "modified"),
     ];
-    for (what, field, expected, actual) in checks {
+    for (what, expected, actual, why) in checks {
         if let Some(expected) = expected.as_ref().filter(|expected| *expected != actual) {
-            let detail =
-                format!("Precondition failed: {what} in precondition: {expected}, {field} in object meta: {actual}");
-            return Err(resource.conflict(&meta.name, detail));
+            let detail = format!(
+                "the {what} in the precondition ({expected}) does not match the {what} in record ({actual}). The object might \
+                 have been {why}"
+            );
+            // The API server names the kind here, and the resource in all other conflicts.
+            let kind = GroupResource { group: resource.group.to_owned(), resource: resource.kind.to_owned() };
+            return Err(Error::Conflict { resource: kind, name: meta.name.clone(), detail });
         }
     }
     Ok(())
@@ -125,7 +133,7 @@ fn check_preconditions(resource: &Resource, meta: &ObjectMeta, options: &DeleteO
 /// The error of a patch whose result is not an object of its kind.
 fn unpatchable(error: Error) -> Error {
     match error {
-        Error::BadRequest(detail) => Error::Invalid {
+        Error::Undecodable { detail, .. } => Error::Invalid {
             group: String::new(),
             kind: String::new(),
             name: String::new(),

@@ -61,7 +61,16 @@ pub(super) fn resource() -> Resource {
             }),
             ("type", |object| object.text(&["type"]).to_owned()),
         ],
-        rules: Rules { validate, ..Rules::default() },
+        rules: Rules { prepare, validate, ..Rules::default() },
+    }
+}
+
+/// Events always have these fields, also if they are empty.
+fn prepare(new: &mut Object, _: Option<&Object>) {
+    for (field, empty) in
+        [("eventTime", Value::Null), ("reportingComponent", json!("")), ("reportingInstance", json!(""))]
+    {
+        new.body.entry(field).or_insert(empty);
     }
 }
 

@@ -36,7 +36,10 @@ pub(super) fn resource() -> Resource {
         selectable: &[("status.phase", |object| object.text(&["status", "phase"]).to_owned())],
         rules: Rules {
             prepare,
-            terminate: |object| object.body["status"]["phase"] = json!("Terminating"),
+            terminate: |object| {
+                object.metadata.deletion_grace_period_seconds = None;
+                object.body["status"]["phase"] = json!("Terminating");
+            },
             is_held: |object| object.at(&["spec", "finalizers"]).as_array().is_some_and(|list| !list.is_empty()),
             undeletable: |name| (name == "default").then_some("this namespace may not be deleted"),
             ..Rules::default()

@@ -56,7 +56,7 @@ pub(super) fn apply(target: &mut Value, operations: &Value) -> Result<(), Error>
                     return Err(unprocessable(format!("testing path {path} has not succeeded")));
                 }
             }
-            other => return Err(malformed(&format!("unknown operation \"{other}\""))),
+            other => return Err(unprocessable(format!("unknown operation \"{other}\""))),
         }
     }
     Ok(())

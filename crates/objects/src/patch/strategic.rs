@@ -3,6 +3,8 @@
 //! Source: the directives of `k8s.io/apimachinery/pkg/util/strategicpatch` (`$patch`, `$retainKeys`, `$setElementOrder`,
 //! `$deleteFromPrimitiveList`).
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use crate::error::Error;
@@ -44,12 +46,20 @@ fn merge_object(target: &mut Value, changes: &Map<String, Value>, schema: Option
     }
     let Value::Object(fields) = target else { return Ok(()) };
     if let Some(Value::Array(retained)) = changes.get(RETAIN_KEYS) {
-        fields.retain(|name, _| retained.iter().any(|key| key == name));
+        let retained: HashSet<&str> = retained.iter().filter_map(Value::as_str).collect();
+        fields.retain(|name, _| retained.contains(name.as_str()));
     }
+    let ordered = changes.iter().filter_map(|(name, order)| {
+        let (list, order) = (name.strip_prefix(ORDER)?, order.as_array()?);
+        let before = fields.get(list).and_then(Value::as_array).cloned().unwrap_or_default();
+        Some((list, order, before))
+    });
+    let ordered: Vec<(&str, &Vec<Value>, Vec<Value>)> = ordered.collect();
     for (name, change) in changes {
         if let Some(list) = name.strip_prefix(DELETE_FROM) {
             if let (Some(Value::Array(elements)), Value::Array(deleted)) = (fields.get_mut(list), change) {
-                elements.retain(|element| !deleted.contains(element));
+                let deleted: HashSet<String> = deleted.iter().map(Value::to_string).collect();
+                elements.retain(|element| !deleted.contains(&element.to_string()));
             }
             continue;
         }
@@ -70,12 +80,10 @@ fn merge_object(target: &mut Value, changes: &Map<String, Value>, schema: Option
             }
         }
     }
-    for (name, order) in changes {
-        if let (Some(list), Value::Array(order)) = (name.strip_prefix(ORDER), order)
-            && let Some(Value::Array(elements)) = fields.get_mut(list)
-        {
+    for (list, order, before) in ordered {
+        if let Some(Value::Array(elements)) = fields.get_mut(list) {
             let key = schema.and_then(|s| s.field(list)).map_or("", |s| s.patch_merge_key.as_str());
-            sort(elements, order, key);
+            sort(elements, order, &before, key);
         }
     }
     Ok(())
@@ -88,21 +96,22 @@ fn without_directives(changes: &Map<String, Value>) -> Map<String, Value> {
 
 fn merge_list(target: &mut Value, changes: &[Value], schema: Option<&Schema>) -> Result<(), Error> {
     let merges = schema.is_some_and(|s| s.patch_strategy.split(',').any(|strategy| strategy == "merge"));
-    if !merges || !target.is_array() {
-        *target = Value::Array(Vec::new());
-    }
-    let Value::Array(elements) = target else { return Ok(()) };
+    let before = match target.take() {
+        Value::Array(elements) if merges => elements,
+        _ => Vec::new(),
+    };
     let key = schema.map_or("", |s| s.patch_merge_key.as_str());
-    if changes.iter().any(|change| change[DIRECTIVE] == "replace") {
-        elements.clear();
-    }
+    let is_replaced = changes.iter().any(|change| change[DIRECTIVE] == "replace");
+    let mut elements: Vec<Option<Value>> =
+        if is_replaced { Vec::new() } else { before.iter().cloned().map(Some).collect() };
+    let mut found = positions(elements.iter().flatten(), key);
     for change in changes {
         let fields = match change {
             Value::Object(fields) if !key.is_empty() => fields,
             plain => {
                 // Without a key, the elements of a merged list are a set.
-                if !merges || !elements.contains(plain) {
-                    elements.push(plain.clone());
+                if !merges || found.insert(plain.to_string(), elements.len()).is_none() {
+                    elements.push(Some(plain.clone()));
                 }
                 continue;
             }
@@ -111,32 +120,60 @@ fn merge_list(target: &mut Value, changes: &[Value], schema: Option<&Schema>) ->
         if directive == Some("replace") && fields.len() == 1 {
             continue;
         }
-        let Some(id) = fields.get(key) else {
+        let Some(id) = fields.get(key).map(Value::to_string) else {
             return Err(invalid(&format!("map: {change} does not contain declared merge key: {key}")));
         };
-        let found = elements.iter().position(|element| element.get(key) == Some(id));
-        match (found, directive) {
-            (Some(_), Some("delete")) => elements.retain(|element| element.get(key) != Some(id)),
+        let at = found.get(&id).copied();
+        match (at.and_then(|at| elements.get_mut(at)), directive) {
+            (Some(element), Some("delete")) => {
+                *element = None;
+                found.remove(&id);
+            }
             (None, Some("delete")) => {}
-            (Some(at), _) => merge_object(&mut elements[at], fields, schema.and_then(|s| s.items.as_deref()))?,
-            (None, _) => elements.push(Value::Object(without_directives(fields))),
+            (Some(element), _) => {
+                let element = element.get_or_insert(Value::Null);
+                merge_object(element, fields, schema.and_then(|s| s.items.as_deref()))?;
+            }
+            (None, _) => {
+                found.insert(id, elements.len());
+                elements.push(Some(Value::Object(without_directives(fields))));
+            }
         }
     }
+    let mut elements: Vec<Value> = elements.into_iter().flatten().collect();
+    if merges && !is_replaced {
+        sort(&mut elements, changes, &before, key);
+    }
+    *target = Value::Array(elements);
     Ok(())
 }
 
-/// Brings the elements that the patch names into its order. The others stay as close as possible to where they were.
-fn sort(elements: &mut Vec<Value>, order: &[Value], key: &str) {
-    let same = |a: &Value, b: &Value| if key.is_empty() { a == b } else { a.get(key) == b.get(key) };
-    let live = elements.clone();
-    let position = |element: &Value| live.iter().position(|other| same(other, element));
+/// What identifies an element of a list: the value of its key, or without a key the element itself.
+fn identity(element: &Value, key: &str) -> String {
+    if key.is_empty() { element.to_string() } else { element.get(key).map(Value::to_string).unwrap_or_default() }
+}
+
+/// The first position of each element by its identity.
+fn positions<'v>(elements: impl Iterator<Item = &'v Value>, key: &str) -> HashMap<String, usize> {
+    let mut positions = HashMap::new();
+    for (i, element) in elements.enumerate() {
+        positions.entry(identity(element, key)).or_insert(i);
+    }
+    positions
+}
+
+/// Brings the elements that the patch names into its order. Of the others, each stays before those that followed it in the list before the
+/// patch.
+fn sort(elements: &mut Vec<Value>, order: &[Value], before: &[Value], key: &str) {
+    let (ranks, live) = (positions(order.iter(), key), positions(before.iter(), key));
+    let position = |element: &Value| live.get(&identity(element, key));
     let (mut named, others): (Vec<Value>, Vec<Value>) =
-        elements.drain(..).partition(|element| order.iter().any(|other| same(other, element)));
-    named.sort_by_key(|element| order.iter().position(|other| same(other, element)));
+        elements.drain(..).partition(|element| ranks.contains_key(&identity(element, key)));
+    named.sort_by_cached_key(|element| ranks.get(&identity(element, key)).copied());
     let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
     while let (Some(first), Some(other)) = (named.peek(), others.peek()) {
-        let next = if position(other) < position(first) { others.next() } else { named.next() };
-        elements.extend(next);
+        let is_behind = position(first).zip(position(other)).is_some_and(|(first, other)| other < first);
+        elements.extend(if is_behind { others.next() } else { named.next() });
     }
     elements.extend(named);
     elements.extend(others);
@@ -206,7 +243,8 @@ mod tests {
         fn order_keeps_every_element(mut live in proptest::collection::btree_set("[a-f]", 0..6), order in proptest::collection::btree_set("[a-f]", 0..6)) {
             let mut elements: Vec<Value> = live.iter().map(|e| json!(e)).collect();
             let order: Vec<Value> = order.into_iter().rev().map(Value::from).collect();
-            sort(&mut elements, &order, "");
+            let before = elements.clone();
+            sort(&mut elements, &order, &before, "");
             let named: Vec<&Value> = elements.iter().filter(|e| order.contains(e)).collect();
             let expected: Vec<&Value> = order.iter().filter(|e| elements.contains(e)).collect();
             prop_assert_eq!(named, expected);

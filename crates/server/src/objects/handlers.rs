@@ -5,13 +5,16 @@ use axum::response::Response;
 use serde_json::json;
 use slipway_access::Verb;
 use slipway_objects::embedded::Embedded;
-use slipway_objects::error::Status;
+use slipway_objects::error::{FieldError, RequestOptions, Status};
 use slipway_objects::store::{Deletion, ListOptions, ObjectStore, Page, parse_version};
 use slipway_objects::{Error, Object, Resource};
 
 use super::request::{Call, Target};
 use super::response::{Failure, View, json_response};
 use super::watch;
+
+/// The parameter that says how the version of a list is meant.
+pub(super) const MATCH: &str = "resourceVersionMatch";
 
 type Result = std::result::Result<Response, Failure>;
 
@@ -23,7 +26,7 @@ pub(super) async fn get(target: Target, store: Embedded, call: Call) -> Result {
 }
 
 pub(super) async fn list(target: Target, store: Embedded, call: Call) -> Result {
-    if call.query.flag("watch")? {
+    if call.query.flag("watch") {
         call.authorize(&target, Verb::Watch).await?;
         return watch::respond(target, store, call).await;
     }
@@ -37,10 +40,14 @@ fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
     let limit = call.query.number("limit")?.unwrap_or_default();
     let version = parse_version(call.query.text("resourceVersion"))?.filter(|version| *version > 0);
     let continue_token = call.query.text("continue").to_owned();
-    let exact_version = match (call.query.text("resourceVersionMatch"), version) {
+    let exact_version = match (call.query.text(MATCH), version) {
+        (given, _) if !given.is_empty() && call.query.text("resourceVersion").is_empty() => {
+            let detail = "resourceVersionMatch is forbidden unless resourceVersion is provided";
+            return Err(RequestOptions::List.invalid(FieldError::forbidden(MATCH, detail)));
+        }
         ("Exact", None) => {
-            let detail = "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\" or without it";
-            return Err(Error::BadRequest(detail.into()));
+            let detail = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+            return Err(RequestOptions::List.invalid(FieldError::forbidden(MATCH, detail)));
         }
         ("Exact", version) => version,
         // A page of a certain version was exact before there was this parameter.
@@ -48,9 +55,8 @@ fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
         // Lists are never older than the latest version, so `NotOlderThan` always holds.
         ("" | "NotOlderThan", _) => None,
         (other, _) => {
-            return Err(Error::BadRequest(format!(
-                "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""
-            )));
+            let supported = ["Exact", "NotOlderThan", ""].map(str::to_owned);
+            return Err(RequestOptions::List.invalid(FieldError::not_supported(MATCH, &json!(other), &supported)));
         }
     };
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -60,8 +66,8 @@ fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
 pub(super) async fn create(target: Target, store: Embedded, call: Call) -> Result {
     call.authorize(&target, Verb::Create).await?;
     let view = View::of(&call)?;
-    let options = call.write_options(target.part)?;
-    let (object, warnings) = target.resource.decode(call.value()?, options.validation)?;
+    let options = call.write_options(target.part, RequestOptions::Create)?;
+    let (object, warnings) = target.resource.decode(call.value(target.resource.kind)?, options.validation)?;
     let mut written = store.create(&target.resource, &call.namespace, object, &options).await?;
     written.warnings = warnings;
     Ok(view.written(StatusCode::CREATED, &target.resource, &written))
@@ -70,8 +76,8 @@ pub(super) async fn create(target: Target, store: Embedded, call: Call) -> Resul
 pub(super) async fn update(target: Target, store: Embedded, call: Call) -> Result {
     call.authorize(&target, Verb::Update).await?;
     let view = View::of(&call)?;
-    let options = call.write_options(target.part)?;
-    let (object, warnings) = target.resource.decode(call.value()?, options.validation)?;
+    let options = call.write_options(target.part, RequestOptions::Update)?;
+    let (object, warnings) = target.resource.decode(call.value(target.resource.kind)?, options.validation)?;
     let mut written = store.update(&target.resource, &call.namespace, &call.name, object, &options).await?;
     written.warnings = warnings;
     Ok(view.written(StatusCode::OK, &target.resource, &written))
@@ -80,7 +86,7 @@ pub(super) async fn update(target: Target, store: Embedded, call: Call) -> Resul
 pub(super) async fn patch(target: Target, store: Embedded, call: Call) -> Result {
     call.authorize(&target, Verb::Patch).await?;
     let view = View::of(&call)?;
-    let options = call.write_options(target.part)?;
+    let options = call.write_options(target.part, RequestOptions::Patch)?;
     let written = store.patch(&target.resource, &call.namespace, &call.name, &call.patch()?, &options).await?;
     Ok(view.written(StatusCode::OK, &target.resource, &written))
 }

@@ -8,9 +8,10 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use slipway_access::{Decision, Refusal, Resource as AccessResource, Verb};
 use slipway_objects::embedded::Embedded;
+use slipway_objects::error::{FieldError, RequestOptions, json_error};
 use slipway_objects::patch::Patch;
 use slipway_objects::resource::FieldValidation;
 use slipway_objects::selector::{FieldSelector, LabelSelector};
@@ -70,27 +71,21 @@ impl Parameters {
         self.0.get(name).map_or("", String::as_str)
     }
 
-    /// Whether a parameter is true.
-    pub(super) fn flag(&self, name: &str) -> Result<bool, Error> {
-        match self.text(name) {
-            "" => Ok(self.0.contains_key(name)),
-            "true" | "1" | "True" | "t" | "T" | "TRUE" => Ok(true),
-            "false" | "0" | "False" | "f" | "F" | "FALSE" => Ok(false),
-            other => Err(invalid_parameter(name, other)),
-        }
+    /// Whether a parameter is true. As in the API server, every value but `false` and `0` is.
+    pub(super) fn flag(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
     /// A number; `None` without the parameter.
     pub(super) fn number(&self, name: &str) -> Result<Option<u64>, Error> {
         match self.text(name) {
             "" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| invalid_parameter(name, text)),
+            text => {
+                let invalid = || Error::BadRequest(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
+                text.parse().map(Some).map_err(|_| invalid())
+            }
         }
     }
-}
-
-fn invalid_parameter(name: &str, value: &str) -> Error {
-    Error::BadRequest(format!("invalid value {value:?} of the parameter {name}"))
 }
 
 impl<S: Send + Sync> FromRequest<S> for Call {
@@ -154,11 +149,29 @@ impl Call {
         value.unwrap_or_default().split(';').next().unwrap_or_default().trim()
     }
 
-    /// The object in the body: JSON, YAML or protobuf.
-    pub(super) fn value(&self) -> Result<Value, Error> {
-        let malformed = |detail: String| Error::BadRequest(format!("the object provided is unrecognized: {detail}"));
+    /// The object in the body, which should be of this kind: JSON, YAML or protobuf.
+    pub(super) fn value(&self, kind: &str) -> Result<Value, Error> {
+        let malformed = |detail: String| {
+            Error::BadRequest(format!(
+                "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; {detail} ({})",
+                summary(&self.body)
+            ))
+        };
         match self.content_type() {
-            "" | "application/json" => serde_json::from_slice(&self.body).map_err(|error| malformed(error.to_string())),
+            "" | "application/json" => {
+                let parsed = serde_json::from_slice::<Value>(&self.body);
+                let parsed =
+                    parsed.map_err(|e| malformed(format!("json parse error: {}", json_error(&self.body, &e))))?;
+                let found = match &parsed {
+                    Value::Object(_) => return Ok(parsed),
+                    Value::Array(_) => "array",
+                    Value::String(_) => "string",
+                    Value::Number(_) => "number",
+                    Value::Bool(_) => "bool",
+                    Value::Null => "null",
+                };
+                Err(malformed(format!("json parse error: json: cannot unmarshal {found} into Go value of type struct")))
+            }
             "application/yaml" => serde_saphyr::from_slice(&self.body).map_err(|error| malformed(error.to_string())),
             protobuf::MEDIA_TYPE => protobuf::decode(&self.body).map_err(malformed),
             _ => {
@@ -179,7 +192,9 @@ impl Call {
                 return Err(Error::UnsupportedMediaType(accepted));
             }
         };
-        let malformed = |error: serde_json::Error| Error::BadRequest(format!("error decoding patch: {error}"));
+        let malformed = |error: serde_json::Error| {
+            Error::BadRequest(format!("error decoding patch: {}", json_error(&self.body, &error)))
+        };
         serde_json::from_slice(&self.body).map(kind).map_err(malformed)
     }
 
@@ -192,15 +207,11 @@ impl Call {
         })
     }
 
-    /// How unknown fields are treated.
-    pub(super) fn validation(&self) -> Result<FieldValidation, Error> {
-        FieldValidation::parse(self.query.text("fieldValidation"))
-    }
-
     /// How an object is written.
-    pub(super) fn write_options(&self, part: Part) -> Result<WriteOptions, Error> {
-        let dry_run = is_dry_run(self.query.text("dryRun"))?;
-        Ok(WriteOptions { dry_run, validation: self.validation()?, part })
+    pub(super) fn write_options(&self, part: Part, options: RequestOptions) -> Result<WriteOptions, Error> {
+        let dry_run = is_dry_run(self.query.text("dryRun"), options)?;
+        let validation = FieldValidation::parse(self.query.text("fieldValidation"), options)?;
+        Ok(WriteOptions { dry_run, validation, part })
     }
 
     /// How an object is deleted: the body, or without one the query.
@@ -208,7 +219,8 @@ impl Call {
         let body: DeleteBody = if self.body.is_empty() {
             DeleteBody::default()
         } else {
-            serde_json::from_value(self.value()?).map_err(|error| Error::BadRequest(error.to_string()))?
+            serde_json::from_value(self.value("DeleteOptions")?)
+                .map_err(|error| Error::BadRequest(error.to_string()))?
         };
         let in_query = |name: &str| Some(self.query.text(name).to_owned()).filter(|text| !text.is_empty());
         let policy = body.propagation_policy.or_else(|| in_query("propagationPolicy"));
@@ -218,30 +230,45 @@ impl Call {
             (Some("Orphan"), None) | (None, Some(true)) => Some(Propagation::Orphan),
             (None, Some(false)) => Some(Propagation::Background),
             (None, None) => None,
-            (Some(_), Some(_)) => {
-                return Err(Error::BadRequest("orphanDependents and propagationPolicy cannot be both set".into()));
+            (Some(policy), Some(_)) => {
+                let detail = "orphanDependents and deletionPropagation cannot be both set";
+                let error = FieldError::invalid("propagationPolicy", &json!(policy), detail);
+                return Err(RequestOptions::Delete.invalid(error));
             }
             (Some(other), None) => {
-                return Err(Error::BadRequest(format!(
-                    "propagationPolicy: Unsupported value: {other:?}: supported values: \"Foreground\", \"Background\", \"Orphan\""
-                )));
+                let supported = ["Foreground", "Background", "Orphan", "nil"].map(str::to_owned);
+                let error = FieldError::not_supported("propagationPolicy", &json!(other), &supported);
+                return Err(RequestOptions::Delete.invalid(error));
             }
         };
         let requested = body.dry_run.unwrap_or_default();
-        let mut dry_run = is_dry_run(self.query.text("dryRun"))?;
+        let mut dry_run = is_dry_run(self.query.text("dryRun"), RequestOptions::Delete)?;
         for value in &requested {
-            dry_run |= is_dry_run(value)?;
+            dry_run |= is_dry_run(value, RequestOptions::Delete)?;
         }
         let Preconditions { uid, resource_version } = body.preconditions.unwrap_or_default();
         Ok(DeleteOptions { dry_run, propagation, uid, resource_version })
     }
 }
 
-/// Reads the parameter `dryRun`.
-fn is_dry_run(value: &str) -> Result<bool, Error> {
+/// Reads the parameter `dryRun`, one of the options of a request.
+fn is_dry_run(value: &str, options: RequestOptions) -> Result<bool, Error> {
     match value {
         "" => Ok(false),
         "All" => Ok(true),
-        other => Err(Error::BadRequest(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\""))),
+        other => Err(options.invalid(FieldError::not_supported("dryRun", &json!([other]), &["All".to_owned()]))),
+    }
+}
+
+/// The start of a body for an error: of an object in JSON its text, and of other bytes hexadecimal digits.
+fn summary(body: &[u8]) -> String {
+    /// Maximum number of bytes of the body.
+    const LIMIT: usize = 30;
+    let end = if body.len() > LIMIT { " ..." } else { "" };
+    let start = &body[..body.len().min(LIMIT)];
+    match start.first() {
+        None => "<empty>".into(),
+        Some(b'{') => String::from_utf8_lossy(start).into_owned() + end,
+        Some(_) => start.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + end,
     }
 }

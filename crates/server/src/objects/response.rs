@@ -41,6 +41,13 @@ impl Failure {
         }
     }
 
+    /// A request with a method that its resource does not have.
+    pub(super) fn method_not_allowed() -> Self {
+        let message = "the server does not allow this method on the requested resource";
+        let details = Some(Details::default());
+        Self(Box::new(Status { details, ..Status::failure(405, "MethodNotAllowed", message.into()) }))
+    }
+
     /// A request for a representation that does not exist.
     fn not_acceptable() -> Self {
         let message = "only the following media types are accepted: application/json";

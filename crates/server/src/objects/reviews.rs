@@ -6,13 +6,22 @@ use serde_json::{Value, json};
 use slipway_access::{Access, Caller, Refusal, Resource as AccessResource, Routes, RunTokenUse, Verb};
 use slipway_objects::Error;
 use slipway_objects::embedded::Embedded;
+use slipway_objects::error::FieldError;
 
 use super::access_resource;
 use super::request::Call;
 use super::response::{Failure, json_response};
 
+/// The kind of a review of what the caller may do.
+const KIND: &str = "SelfSubjectAccessReview";
+
 pub(super) fn routes() -> Routes<Embedded> {
     Routes::new()
+        .get(
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            Access::Authenticated(RunTokenUse::Denied),
+            super::method_not_allowed,
+        )
         .post(
             "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
             Access::DecidedByHandler,
@@ -43,11 +52,13 @@ fn verb(name: &str) -> Option<Verb> {
 }
 
 async fn access(store: &Embedded, call: &Call) -> Result<Response, Failure> {
-    let mut review = call.value()?;
+    let mut review = call.value(KIND)?;
     let attributes = &review["spec"]["resourceAttributes"];
     if !attributes.is_object() && !review["spec"]["nonResourceAttributes"].is_object() {
         let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-        return Err(Error::BadRequest(detail.into()).into());
+        let errors = vec![FieldError::invalid("spec.resourceAttributes", &Value::Null, detail)];
+        let (group, kind, name) = ("authorization.k8s.io".into(), String::new(), String::new());
+        return Err(Error::Invalid { group, kind, name, errors }.into());
     }
     let text = |field: &str| attributes[field].as_str().unwrap_or_default();
     let resource = store.registry().find(text("group"), text("resource")).and_then(|found| access_resource(found));
@@ -63,7 +74,7 @@ async fn access(store: &Embedded, call: &Call) -> Result<Response, Failure> {
         Err(other) => return Err(Failure::refused(other, &Default::default(), "")),
     };
     review["apiVersion"] = json!("authorization.k8s.io/v1");
-    review["kind"] = json!("SelfSubjectAccessReview");
+    review["kind"] = json!(KIND);
     review["status"] = json!({"allowed": allowed});
     if !reason.is_empty() {
         review["status"]["reason"] = json!(reason);

@@ -12,9 +12,11 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
 use slipway_objects::embedded::Embedded;
+use slipway_objects::error::{FieldError, RequestOptions};
 use slipway_objects::store::{ObjectStore, WatchEvent, WatchOptions, parse_version};
-use slipway_objects::{Error, Resource};
+use slipway_objects::Resource;
 
+use super::handlers::MATCH;
 use super::request::{Call, Target};
 use super::response::{Failure, View};
 
@@ -28,17 +30,17 @@ const INITIAL_END: &str = "k8s.io/initial-events-end";
 pub(super) async fn respond(target: Target, store: Embedded, call: Call) -> Result<Response, Failure> {
     let view = View::of(&call)?;
     let version = parse_version(call.query.text("resourceVersion"))?;
-    let send_initial_events = call.query.flag("sendInitialEvents")?;
-    if send_initial_events && call.query.text("resourceVersionMatch") != "NotOlderThan" {
+    let send_initial_events = call.query.flag("sendInitialEvents");
+    if send_initial_events && call.query.text(MATCH) != "NotOlderThan" {
         let detail = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
-        return Err(Error::BadRequest(detail.into()).into());
+        return Err(RequestOptions::List.invalid(FieldError::forbidden(MATCH, detail)).into());
     }
     let options = WatchOptions {
         selection: call.selection()?,
         // Version 0 stands for any version.
         after: version.filter(|version| *version > 0),
         send_initial_events,
-        bookmarks: call.query.flag("allowWatchBookmarks")?,
+        bookmarks: call.query.flag("allowWatchBookmarks"),
     };
     // Spread over time, so that clients which began together do not all return together.
     let spread = now_ms().unsigned_abs() % MIN_TIMEOUT;
@@ -61,7 +63,7 @@ fn describe(resource: &Resource, view: View, event: WatchEvent, is_first: bool) 
         WatchEvent::Modified(object) => ("MODIFIED", object),
         WatchEvent::Deleted(object) => ("DELETED", object),
         WatchEvent::Bookmark { version, initial_end } => {
-            let mut metadata = json!({"resourceVersion": version.to_string(), "creationTimestamp": null});
+            let mut metadata = json!({"resourceVersion": version.to_string()});
             if initial_end {
                 metadata["annotations"] = json!({ INITIAL_END: "true" });
             }
