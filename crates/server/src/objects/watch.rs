@@ -11,10 +11,10 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
+use slipway_objects::Resource;
 use slipway_objects::embedded::Embedded;
 use slipway_objects::error::{FieldError, RequestOptions};
 use slipway_objects::store::{ObjectStore, WatchEvent, WatchOptions, parse_version};
-use slipway_objects::Resource;
 
 use super::handlers::MATCH;
 use super::request::{Call, Target};
