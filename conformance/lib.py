@@ -125,6 +125,11 @@ def memory_mb(pid):
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def peak_memory(pid):
+    """Peak resident memory of a process, in MiB."""
+    return int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+
+
 def cpu_seconds(pid):
     """CPU time that a process has used so far, user and system."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

@@ -11,20 +11,14 @@ before they answer.
 import argparse
 import json
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "conformance"), str(ROOT / "conformance/kube-api")]
-from lib import Slipway
+from lib import Slipway, peak_memory
 from original import Original
-
-
-def peak_memory(pid):
-    """Peak resident memory of a process, in MiB."""
-    return int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]) / 1024
 
 
 def measure(load, server, pids, options):

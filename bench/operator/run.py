@@ -24,7 +24,7 @@ import time
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
-from lib import Slipway, cpu_seconds
+from lib import Slipway, cpu_seconds, peak_memory
 
 RUN = pathlib.Path("/run/slipway-lab")
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -83,11 +83,6 @@ class Cluster:
         for process in self.started:
             process.kill()
         subprocess.run([self.slipway, "lab", "down"], check=True)
-
-
-def peak_memory(pid):
-    """Peak resident memory of a process, in MiB."""
-    return int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]) / 1024
 
 
 def metric_total(text, name):
