@@ -41,6 +41,15 @@ class Sandbox:
         project.ours("init", "-q")
         return project
 
+    def knows(self, sshd):
+        """Makes the host of an sshd known. OpenSSH reads the configuration of the account, not of $HOME, as DVC's client does."""
+        wrapper = self.folder / "bin/ssh"
+        wrapper.write_text(f"#!/bin/sh\nexec {shutil.which('ssh')} -F none -o UserKnownHostsFile={sshd.known_hosts} \"$@\"\n")
+        wrapper.chmod(0o755)
+        self.environment["PATH"] = f"{self.folder}/bin:{os.environ['PATH']}"
+        (self.folder / ".ssh").mkdir()
+        shutil.copy(sshd.known_hosts, self.folder / ".ssh/known_hosts")
+
 
 class Project:
     def __init__(self, sandbox, path):

@@ -82,10 +82,10 @@ def running(command, port, folder, environment, user=USER):
 
 
 class Sshd:
-    """The URL, the key, and the options of `ssh` for a running sshd."""
+    """The URL, the folder, the key and the known hosts of a running sshd."""
 
-    def __init__(self, url, data, key, config):
-        self.url, self.data, self.key, self.config = url, data, key, config
+    def __init__(self, url, data, key, known_hosts):
+        self.url, self.data, self.key, self.known_hosts = url, data, key, known_hosts
 
 
 @contextlib.contextmanager
@@ -100,7 +100,6 @@ def sshd():
         config.write_text(
             f"Port {port}\nListenAddress {HERE}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nStrictModes no\n"
             f"PidFile none\nPasswordAuthentication no\nUsePAM yes\nSubsystem sftp internal-sftp\n")
-        # The client of a user reads ~/.ssh; here the options that a user would put there.
         known = folder / "known_hosts"
         known.write_text(f"[{HERE}]:{port} {(folder / 'host.pub').read_text()}")
         program = packages / "usr/sbin/sshd"
@@ -149,6 +148,27 @@ http {{
         program = packages / "usr/sbin/nginx"
         with running([program, "-e", "stderr", "-p", data, "-c", config], port, folder, libraries(packages)):
             yield Nginx(port, data / "dav")
+
+
+class WsgiDav:
+    def __init__(self, url, data):
+        self.url, self.data = url, data
+
+
+@contextlib.contextmanager
+def wsgidav(dvc):
+    """A WebDAV server with tags of files, which is a package beside DVC's."""
+    program = pathlib.Path(dvc).parent / "wsgidav"
+    if not program.exists():
+        raise Skip(f"{program} does not exist; it is in requirements.txt")
+    port = free_port(HERE)
+    with tempfile.TemporaryDirectory(prefix="slipway-wsgidav-") as folder:
+        folder = pathlib.Path(folder)
+        data = folder / "data"
+        data.mkdir()
+        command = [program, "--host", HERE, "--port", port, "--root", data, "--auth", "anonymous"]
+        with running(command, port, folder, os.environ, user=None):
+            yield WsgiDav(f"webdav://{HERE}:{port}", data)
 
 
 class Breaking(socketserver.ThreadingTCPServer):

@@ -15,6 +15,7 @@ import sys
 
 import remote_clouds
 import remote_services as services
+import remote_sources
 import remote_versions
 from remote_projects import LARGE, ROOT, Programs, block, in_turn, objects, round_trip, sandbox, tree
 
@@ -173,11 +174,7 @@ def dvc_and_slipway_use_s3_in_turn(programs):
 @SUITE.test
 def ssh_is_a_remote(programs):
     with sandbox(programs) as place, services.sshd() as sshd:
-        # OpenSSH reads the configuration of the account, not of $HOME, so a wrapper names the known hosts.
-        wrapper = place.folder / "bin/ssh"
-        wrapper.write_text(f"#!/bin/sh\nexec {shutil.which('ssh')} -F none -o UserKnownHostsFile={sshd.config} \"$@\"\n")
-        wrapper.chmod(0o755)
-        place.environment["PATH"] = f"{place.folder}/bin:{os.environ['PATH']}"
+        place.knows(sshd)
         first = round_trip(place, f"{sshd.url}/remote", keyfile=str(sshd.key))
         assert not list(sshd.data.rglob(".slipway-*"))
         first.ours("remote", "modify", "r", "password", "x")
@@ -258,7 +255,7 @@ def unsupported_options_are_errors(programs):
             assert (project.path / ".dvc/config").read_text() == before
 
 
-for name, test in {**remote_versions.TESTS, **remote_clouds.TESTS}.items():
+for name, test in {**remote_sources.TESTS, **remote_versions.TESTS, **remote_clouds.TESTS}.items():
     # The first run of some builds their services, which takes minutes on a busy machine.
     SUITE.add(name, test, limit=900)
 

@@ -83,6 +83,32 @@ impl Manifest {
     }
 }
 
+/// The digest by which DVC identifies a folder whose files have tags instead of digests: that of a manifest with the tags, under the key `key`. The
+/// files are sorted by path.
+pub(crate) fn digest_of_tags(key: &str, files: impl Iterator<Item = (String, String)>) -> Digest {
+    let mut hasher = Md5::new();
+    let mut piece = Vec::new();
+    let mut separator: &[u8] = b"[";
+    for (path, tag) in files {
+        piece.extend_from_slice(separator);
+        piece.push(b'{');
+        json::write_string(&mut piece, key);
+        piece.extend_from_slice(b": ");
+        json::write_string(&mut piece, &tag);
+        piece.extend_from_slice(b", \"relpath\": ");
+        json::write_string(&mut piece, &path);
+        piece.push(b'}');
+        hasher.update(&piece);
+        piece.clear();
+        separator = b", ";
+    }
+    if separator == b"[" {
+        hasher.update(b"[");
+    }
+    hasher.update(b"]");
+    Digest { md5: hasher.finalize().into(), is_dir: true }
+}
+
 /// The bytes of a manifest's object, passed on in pieces while its files are added in the order of their paths.
 struct Writer<S> {
     sink: S,
@@ -211,6 +237,14 @@ mod tests {
 
     fn entry(path: &str, md5: &str) -> Entry {
         Entry { path: path.into(), digest: Digest::parse(md5).unwrap(), size: None }
+    }
+
+    #[test]
+    fn digests_of_tags_are_those_of_dvc() {
+        let files = [("a", "9-6"), ("sub/b c", "\u{e9}")].map(|(path, tag)| (path.to_owned(), tag.to_owned()));
+        let digest = |files: &[(String, String)]| digest_of_tags("etag", files.iter().cloned()).to_string();
+        assert_eq!(digest(&files), "14f12a68020a18cde469a009c70c7baf.dir");
+        assert_eq!(digest(&[]), "d751713988987e9331980363e24189ce.dir");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::external::location::Item;
 use crate::external::{self, Location, Repository, Tracked};
 use crate::gitignore;
 use crate::ignore::is_reserved;
-use crate::manifest::{Entry, Manifest};
+use crate::manifest::{self, Entry, Manifest};
 use crate::model::{Digest, HashName, Meta};
 use crate::project::Project;
 use crate::snapshot::{self, Snapshot};
@@ -101,10 +101,11 @@ pub async fn import_url(
     if let Some(remote) = &options.to_remote {
         let location = open_location(project, &stage)?;
         let item = existing_item(&location).await?;
+        let tags = version_of_tags(&location, &item, options.jobs).await?;
         let sent =
             super::add_external::transfer(project, &location, &item, remote.as_deref(), options.jobs, "import-url")
                 .await?;
-        record_tag(&mut stage, &location, &item, Some(&sent));
+        stage.identify_dependency(tags.unwrap_or_else(|| version_of_content(&sent)));
         set_output(&mut stage.outs[0], &sent);
         stage.seal();
     } else if !options.no_exec {
@@ -353,19 +354,43 @@ pub(super) async fn take_item(
     taken.ok_or_else(|| DataError::Missing(external::redact(&location.written)))
 }
 
-/// Records the version of the data at a URL: its digest for a path on this machine, otherwise its tag.
-pub(super) fn record_tag(stage: &mut Stage, location: &Location, item: &Item, local: Option<&Snapshot>) {
+/// The keys of a dependency that identify its data, with their values.
+pub(super) type Version = Vec<(&'static str, Option<Value>)>;
+
+/// The version of data that is identified by its content.
+pub(super) fn version_of_content(taken: &Snapshot) -> Version {
     let number = |value: Option<u64>| value.map(Value::number);
-    let values = match (local, location.local()) {
-        (Some(snapshot), Some(_)) => vec![
-            ("md5", Some(Value::string(snapshot.digest.to_string()))),
-            ("size", number(snapshot.meta.size)),
-            ("nfiles", number(snapshot.meta.nfiles)),
-            ("isexec", snapshot.meta.is_exec.then_some(Value::Bool(true))),
-        ],
-        _ => vec![(location.tag_key(), item.tag.clone().map(Value::String)), ("size", number(item.size))],
-    };
-    stage.identify_dependency(values);
+    vec![
+        ("md5", Some(Value::string(taken.digest.to_string()))),
+        ("size", number(taken.meta.size)),
+        ("nfiles", number(taken.meta.nfiles)),
+        ("isexec", taken.meta.is_exec.then_some(Value::Bool(true))),
+    ]
+}
+
+/// The version of data that is identified by the tags of its files; `None` if it has none.
+///
+/// # Errors
+/// If a folder cannot be listed.
+pub(super) async fn version_of_tags(
+    location: &Location,
+    item: &Item,
+    jobs: Option<usize>,
+) -> Result<Option<Version>, DataError> {
+    if location.has_digests() {
+        return Ok(None);
+    }
+    let number = |value: Option<u64>| value.map(Value::number);
+    if !item.is_folder {
+        let tag = item.tag.clone().map(Value::String);
+        return Ok(Some(vec![(location.tag_key(), tag), ("size", number(item.size))]));
+    }
+    let files = location.files(item, jobs).await?;
+    let size = files.iter().map(|file| file.size).sum();
+    let count = u64::try_from(files.len()).ok();
+    let tags = files.into_iter().map(|file| (file.path, file.tag.unwrap_or_default()));
+    let digest = manifest::digest_of_tags(location.tag_key(), tags);
+    Ok(Some(vec![("md5", Some(Value::string(digest.to_string()))), ("size", number(size)), ("nfiles", number(count))]))
 }
 
 /// Stores the data of a URL in the cache, and records its version and digest; with `only_record`, the version only. `revision` is the version of a
@@ -382,14 +407,16 @@ pub(super) async fn take_location(
         return source_versions::take(project, stage, location, revision, only_record, jobs).await;
     }
     let item = existing_item(location).await?;
-    let taken = match only_record && location.local().is_none() {
-        true => None,
-        false => Some(take_item(project, location, &item, (!only_record).then_some(&project.cache), jobs).await?),
-    };
-    record_tag(stage, location, &item, taken.as_ref());
-    if let (Some(taken), false) = (taken, only_record) {
-        set_output(&mut stage.outs[0], &taken.into_copy());
+    // Tags are read before the data, so that a change in between is found by the next update.
+    let mut version = version_of_tags(location, &item, jobs).await?;
+    if version.is_none() || !only_record {
+        let taken = take_item(project, location, &item, (!only_record).then_some(&project.cache), jobs).await?;
+        version.get_or_insert_with(|| version_of_content(&taken));
+        if !only_record {
+            set_output(&mut stage.outs[0], &taken.into_copy());
+        }
     }
+    stage.identify_dependency(version.unwrap_or_default());
     Ok(())
 }
 

@@ -3,16 +3,15 @@
 use super::Talk;
 use super::checkout::{discard, restore};
 use super::import::{
-    announce, existing_item, finish, lock_commit, open_location, open_source, record_tag, set_output, take_files,
-    take_location,
+    announce, existing_item, finish, lock_commit, open_location, open_source, set_output, take_files, take_item, take_location,
+    version_of_content, version_of_tags,
 };
 use super::status::output_change;
 use super::{source_versions, update_versioned};
 use crate::error::DataError;
 use crate::external::Location;
-use crate::model::{HashName, Meta};
+use crate::model::Meta;
 use crate::project::Project;
-use crate::snapshot;
 use crate::stage::{Import, Stage};
 use crate::yaml::Value;
 
@@ -99,9 +98,10 @@ async fn update_location(
     if let Some(remote) = &options.to_remote {
         let location = open_location(project, stage)?;
         let item = existing_item(&location).await?;
+        let tags = version_of_tags(&location, &item, options.jobs).await?;
         let sent =
             super::add_external::transfer(project, &location, &item, remote.as_deref(), options.jobs, "update").await?;
-        record_tag(stage, &location, &item, Some(&sent));
+        stage.identify_dependency(tags.unwrap_or_else(|| version_of_content(&sent)));
         set_output(&mut stage.outs[0], &sent);
         stage.seal();
         return finish(project, stage).map(drop);
@@ -134,13 +134,13 @@ pub(super) async fn is_current(
     if location.keeps_versions() {
         return Ok(stage.source_files() == Some(source_versions::find(location, revision, None).await?));
     }
-    let recorded = |key: &str| stage.dependency(key).and_then(Value::as_str).map(str::to_owned);
-    if let Some(path) = location.local() {
-        let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, None)?;
-        let taken = taken.ok_or_else(|| DataError::Missing(path.display().to_string()))?;
-        return Ok(recorded("md5") == Some(taken.digest.to_string()));
-    }
-    Ok(recorded(location.tag_key()) == existing_item(location).await?.tag)
+    let item = existing_item(location).await?;
+    let version = match version_of_tags(location, &item, None).await? {
+        Some(version) => version,
+        None => version_of_content(&take_item(project, location, &item, None, None).await?),
+    };
+    // The first key identifies the content; the others describe it.
+    Ok(version.first().is_some_and(|(key, value)| value.is_some() && stage.dependency(key) == value.as_ref()))
 }
 
 fn unchanged(project: &Project, stage: &Stage, talk: &dyn Talk) -> Result<(), DataError> {

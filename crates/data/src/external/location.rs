@@ -1,4 +1,4 @@
-//! Data at a URL that is not part of a repository: a local path, a web server, or a bucket.
+//! Data at a URL that is not part of a repository: a local path, a machine with SSH, a WebDAV or web server, or a bucket.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,14 @@ use super::content::place_complete;
 use crate::config::{Config, is_url, normalise};
 use crate::error::DataError;
 use crate::external::redact;
-use crate::remote::{self, Client, Failure, Settings, retried};
+use crate::remote::{self, Client, Entry, Failure, Settings, Source, retried};
 use crate::schema::Options;
 use crate::stat::Stat;
 
 /// Number of files that are queried or received at the same time by default.
 const CONCURRENT_REQUESTS: usize = 16;
+/// Maximum number of folders in each other.
+const MAX_DEPTH: usize = 64;
 
 /// The place of data.
 #[derive(Debug)]
@@ -35,6 +37,7 @@ pub struct Location {
 enum Place {
     Path(PathBuf),
     Object { store: Arc<dyn ObjectStore>, key: Key },
+    Source { source: Box<dyn Source>, has_tags: bool },
     Web { client: Client, url: String },
 }
 
@@ -54,7 +57,7 @@ pub struct Item {
 }
 
 impl Location {
-    /// Opens a URL (`http`, `https`, `s3`, `remote://NAME/PATH`), or a path relative to the folder `current`. Options in `options` replace those
+    /// Opens a URL (`http`, `https`, `s3`, `gs`, `azure`, `ssh`, `webdav`, `webdavs`, `remote://NAME/PATH`), or a path relative to the folder `current`. Options in `options` replace those
     /// of a configured remote.
     ///
     /// # Errors
@@ -87,9 +90,10 @@ impl Location {
                 Place::Object { store, key: Key::from(path) }
             }
             Some(("file", path)) => Place::Path(PathBuf::from(path)),
-            Some((scheme, _)) if is_url(&resolved) => {
-                return Err(DataError::Config(format!("URLs with {scheme}:// are not supported here")));
-            }
+            Some((scheme, _)) if is_url(&resolved) => match remote::open_source(&settings)? {
+                Some(source) => Place::Source { source, has_tags: !scheme.eq_ignore_ascii_case("ssh") },
+                None => return Err(DataError::Config(format!("URLs with {scheme}:// are not supported here"))),
+            },
             _ => Place::Path(normalise(&current.join(&resolved))),
         };
         Ok(Self { written, place, keeps_versions })
@@ -105,7 +109,12 @@ impl Location {
         self.keeps_versions
     }
 
-    /// The key under which DVC records the tag: `checksum` of web servers, `etag` of buckets.
+    /// Whether the data is identified by the digest of its content, because its place has no tags of files.
+    pub fn has_digests(&self) -> bool {
+        matches!(self.place, Place::Path(_) | Place::Source { has_tags: false, .. })
+    }
+
+    /// The key under which DVC records the tag: `checksum` of web servers, `etag` of buckets and WebDAV servers.
     pub fn tag_key(&self) -> &'static str {
         if matches!(self.place, Place::Web { .. }) { "checksum" } else { "etag" }
     }
@@ -126,6 +135,10 @@ impl Location {
             Place::Path(folder) => Err(DataError::Invalid(format!("{} is not remote", folder.display()))),
             Place::Web { client, url } => {
                 let chunks = retried(|| Box::pin(client.read(url, 0))).await.map_err(self.failure())?;
+                Ok(chunks.map_err(self.failure()).boxed())
+            }
+            Place::Source { source, .. } => {
+                let chunks = retried(|| source.read(&file.path, 0)).await.map_err(self.failure())?;
                 Ok(chunks.map_err(self.failure()).boxed())
             }
             Place::Object { store, key } => {
@@ -165,6 +178,10 @@ impl Location {
                 let found = client.describe(url).await.map_err(self.failure())?;
                 Ok(found.map(|(size, tag)| Item { path: String::new(), is_folder: false, size, tag, version: None }))
             }
+            Place::Source { source, .. } => {
+                let found = retried(|| source.describe("")).await.map_err(self.failure())?;
+                Ok(found.map(|entry| Item { path: String::new(), ..item_of_entry(entry) }))
+            }
             Place::Object { store, key } => match self.describe(store.as_ref(), key, "", version).await {
                 Ok(item) => Ok(Some(item)),
                 Err(object_store::Error::NotFound { .. }) => {
@@ -187,6 +204,7 @@ impl Location {
                 list_path(path, "", recursive, depth, &mut items)?;
                 Ok(items)
             }
+            Place::Source { source, .. } => self.list_source(source.as_ref(), recursive, depth).await,
             Place::Web { .. } => {
                 Err(DataError::Invalid(format!("{}: a web server cannot be listed", redact(&self.written))))
             }
@@ -202,6 +220,36 @@ impl Location {
                 Ok(files.chain(folders).collect())
             }
         }
+    }
+
+    /// The entries of a folder on another machine, or all files below it, up to `depth` folders deep.
+    async fn list_source(&self, source: &dyn Source, recursive: bool, depth: usize) -> Result<Vec<Item>, DataError> {
+        let mut items = Vec::new();
+        let mut folders = vec![String::new()];
+        // Level by level, so that a folder that contains a link to itself ends at the maximum depth.
+        for level in 1..=depth.min(MAX_DEPTH) {
+            let listings = folders.iter().map(|folder| retried(move || source.entries(folder)));
+            let listings = futures_util::stream::iter(listings).buffered(CONCURRENT_REQUESTS);
+            let listings: Vec<Vec<Entry>> = listings.try_collect().await.map_err(self.failure())?;
+            let mut next = Vec::new();
+            for (folder, entries) in folders.iter().zip(listings) {
+                for mut entry in entries {
+                    if !folder.is_empty() {
+                        entry.name = format!("{folder}/{}", entry.name);
+                    }
+                    match entry.is_folder && recursive && level < depth {
+                        true => next.push(entry.name),
+                        false => items.push(item_of_entry(entry)),
+                    }
+                }
+            }
+            if next.is_empty() {
+                return Ok(items);
+            }
+            folders = next;
+        }
+        let url = redact(&self.written);
+        Err(DataError::Invalid(format!("{url}: folders are more than {MAX_DEPTH} deep; does a link lead in a circle?")))
     }
 
     /// What a request for a file of a bucket reports about it.
@@ -303,6 +351,11 @@ fn item_of(meta: &ObjectMeta, path: String) -> Item {
         None => meta.last_modified.timestamp().to_string(),
     };
     Item { path, is_folder: false, size: Some(meta.size), tag: Some(tag), version: None }
+}
+
+/// What a machine reports about a file, whose name is its path here.
+fn item_of_entry(entry: Entry) -> Item {
+    Item { path: entry.name, is_folder: entry.is_folder, size: entry.size.filter(|_| !entry.is_folder), tag: entry.tag, version: None }
 }
 
 fn folder(path: String) -> Item {

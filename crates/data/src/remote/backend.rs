@@ -65,11 +65,21 @@ impl Part {
 }
 
 /// An entry of a folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Entry {
     /// The name in the folder.
     pub(crate) name: String,
     pub(crate) is_folder: bool,
+    /// Bytes of a file, if they are known.
+    pub(crate) size: Option<u64>,
+    /// What changes with the content of a file, if the service reports such a tag.
+    pub(crate) tag: Option<String>,
+}
+
+/// A kind of remote from which any files and folders can be imported, not only the objects of a cache.
+pub(crate) trait Source: Backend {
+    /// What is at a path, without its name; `None` if there is nothing. The path of the remote itself is empty.
+    fn describe<'a>(&'a self, path: &'a str) -> Reply<'a, Option<Entry>>;
 }
 
 /// A kind of remote. Paths are relative to the remote's URL, with `/` as separator.

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use futures_util::StreamExt;
 
 use self::backend::{Backend, Part, delay, may_retry};
-pub(crate) use self::backend::{Failure, retried};
+pub(crate) use self::backend::{Entry, Failure, Source, retried};
 pub(crate) use self::http::Client;
 pub(crate) use self::options::Settings;
 use crate::access::server_of;
@@ -55,6 +55,18 @@ pub struct Remote {
 enum Kind {
     Folder { root: PathBuf, current: Box<Cache>, legacy: Box<Cache> },
     Other(Box<dyn Backend>),
+}
+
+/// Opens a place on a machine with SSH or a WebDAV server from which any files can be imported; `None` for other kinds of URLs.
+///
+/// # Errors
+/// [`DataError::Config`] for an invalid URL or option.
+pub(crate) fn open_source(settings: &Settings) -> Result<Option<Box<dyn Source>>, DataError> {
+    Ok(match schema::scheme(&settings.url).as_str() {
+        "ssh" => Some(Box::new(ssh::Ssh::open(settings)?)),
+        "webdav" | "webdavs" => Some(Box::new(webdav::WebDav::open(settings)?)),
+        _ => None,
+    })
 }
 
 impl Remote {

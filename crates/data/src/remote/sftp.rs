@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
-use super::backend::{Entry, Failure};
+use super::backend::Failure;
 
 /// Bytes that are read or written by one request; all servers accept this number.
 pub(crate) const BLOCK_BYTES: usize = 32 << 10;
@@ -40,8 +40,12 @@ const EXTENDED: u8 = 200;
 const FOR_READING: u32 = 1;
 /// `SSH_FXF_WRITE | SSH_FXF_CREAT | SSH_FXF_TRUNC`
 const FOR_WRITING: u32 = 0x1a;
-/// The type bits of a folder's permissions.
-const FOLDER_TYPE: u32 = 0o040_000;
+/// The bits of permissions that are the type of a file.
+const TYPE: u32 = 0o170_000;
+/// The type of a folder.
+const FOLDER: u32 = 0o040_000;
+/// The type of a symbolic link.
+const LINK: u32 = 0o120_000;
 /// The rename of OpenSSH, which replaces an existing file atomically.
 const POSIX_RENAME: &str = "posix-rename@openssh.com";
 
@@ -55,6 +59,29 @@ pub(crate) struct Sftp {
     next: AtomicU32,
     is_open: Arc<AtomicBool>,
     replaces: bool,
+}
+
+/// What the server reports about a file or folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Attributes {
+    /// Bytes.
+    pub(crate) size: Option<u64>,
+    /// The permissions, with the type.
+    permissions: Option<u32>,
+}
+
+impl Attributes {
+    fn is(self, kind: u32) -> bool {
+        self.permissions.is_some_and(|permissions| permissions & TYPE == kind)
+    }
+
+    pub(crate) fn is_folder(self) -> bool {
+        self.is(FOLDER)
+    }
+
+    pub(crate) fn is_link(self) -> bool {
+        self.is(LINK)
+    }
 }
 
 /// An open file or folder on the server.
@@ -190,17 +217,25 @@ impl Sftp {
         self.call(WRITE, request).await.map(drop)
     }
 
-    /// Whether a path exists.
-    pub(crate) async fn exists(&self, path: &str) -> Result<bool, Failure> {
+    /// What is at a path, behind links; `None` if there is nothing.
+    pub(crate) async fn stat(&self, path: &str) -> Result<Option<Attributes>, Failure> {
         match self.call(STAT, |packet| packet.bytes(path.as_bytes())).await {
-            Ok((kind, _)) => expect(kind, ATTRIBUTES).map(|()| true),
-            Err(Failure::NotFound) => Ok(false),
+            Ok((kind, body)) => {
+                expect(kind, ATTRIBUTES)?;
+                Fields(&body).attributes().map(Some)
+            }
+            Err(Failure::NotFound) => Ok(None),
             Err(failure) => Err(failure),
         }
     }
 
-    /// The entries of a folder.
-    pub(crate) async fn list(&self, path: &str) -> Result<Vec<Entry>, Failure> {
+    /// Whether a path exists.
+    pub(crate) async fn exists(&self, path: &str) -> Result<bool, Failure> {
+        Ok(self.stat(path).await?.is_some())
+    }
+
+    /// The names in a folder, with the attributes of links themselves.
+    pub(crate) async fn list(&self, path: &str) -> Result<Vec<(String, Attributes)>, Failure> {
         let (kind, body) = self.call(OPENDIR, |packet| packet.bytes(path.as_bytes())).await?;
         expect(kind, HANDLE)?;
         let handle = Handle(Fields(&body).bytes()?.to_vec());
@@ -213,9 +248,9 @@ impl Sftp {
                     for _ in 0..fields.number()? {
                         let name = String::from_utf8_lossy(fields.bytes()?).into_owned();
                         fields.bytes()?; // The line of `ls -l`.
-                        let is_folder = fields.permissions()?.is_some_and(|mode| mode & 0o170_000 == FOLDER_TYPE);
+                        let attributes = fields.attributes()?;
                         if name != "." && name != ".." {
-                            entries.push(Entry { name, is_folder });
+                            entries.push((name, attributes));
                         }
                     }
                 }
@@ -353,23 +388,27 @@ impl<'a> Fields<'a> {
         Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
+    fn long(&mut self) -> Result<u64, Failure> {
+        Ok(u64::from(self.number()?) << 32 | u64::from(self.number()?))
+    }
+
     fn bytes(&mut self) -> Result<&'a [u8], Failure> {
         let length = self.number()?;
         self.take(length as usize)
     }
 
-    /// The permissions among the attributes of a file, with its type.
-    fn permissions(&mut self) -> Result<Option<u32>, Failure> {
+    /// The attributes of a file.
+    fn attributes(&mut self) -> Result<Attributes, Failure> {
         let flags = self.number()?;
-        let mut permissions = None;
+        let mut attributes = Attributes::default();
         if flags & 1 != 0 {
-            self.take(8)?; // The size.
+            attributes.size = Some(self.long()?);
         }
         if flags & 2 != 0 {
             self.take(8)?; // The owner and group.
         }
         if flags & 4 != 0 {
-            permissions = Some(self.number()?);
+            attributes.permissions = Some(self.number()?);
         }
         if flags & 8 != 0 {
             self.take(8)?; // The times.
@@ -380,7 +419,7 @@ impl<'a> Fields<'a> {
                 self.bytes()?;
             }
         }
-        Ok(permissions)
+        Ok(attributes)
     }
 }
 

@@ -12,13 +12,15 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
-use super::backend::{Backend, Chunks, Entry, Failure, Reply};
+use super::backend::{Backend, Chunks, Entry, Failure, Reply, Source};
 use super::options::Settings;
-use super::sftp::{BLOCK_BYTES, Handle, Sftp};
+use super::sftp::{Attributes, BLOCK_BYTES, Handle, Sftp};
 use crate::error::DataError;
 
 /// Number of blocks of one file that are on their way at the same time.
 const CONCURRENT_BLOCKS: usize = 32;
+/// Number of links of a folder that are followed at the same time.
+const CONCURRENT_LINKS: usize = 16;
 /// Maximum bytes of the messages of `ssh` that are shown.
 const MAX_MESSAGE_BYTES: u64 = 4 << 10;
 /// Words in the messages of `ssh` for which another attempt makes sense.
@@ -86,7 +88,8 @@ impl Ssh {
     }
 
     fn path(&self, path: &str) -> String {
-        format!("{}/{path}", self.root)
+        // The remote itself may be a file, whose path does not end with a slash.
+        if path.is_empty() && !self.root.is_empty() { self.root.clone() } else { format!("{}/{path}", self.root) }
     }
 
     /// The connection, which is opened if there is none.
@@ -137,6 +140,25 @@ impl Ssh {
         }
     }
 
+    /// The entries of a folder from its listing. Links are followed; those to nothing are no entries.
+    async fn entries_of(
+        &self,
+        sftp: &Sftp,
+        folder: &str,
+        listed: Vec<(String, Attributes)>,
+    ) -> Result<Vec<Entry>, Failure> {
+        let folder = self.path(folder);
+        let followed = listed.into_iter().map(|(name, attributes)| {
+            let path = format!("{folder}/{name}");
+            async move {
+                let found = if attributes.is_link() { sftp.stat(&path).await? } else { Some(attributes) };
+                Ok(found.map(|attributes| entry(name, attributes)))
+            }
+        });
+        let followed = futures_util::stream::iter(followed).buffered(CONCURRENT_LINKS);
+        followed.try_filter_map(|entry| std::future::ready(Ok(entry))).try_collect().await
+    }
+
     /// Creates the file at a path, and the folders above it.
     async fn create(&self, sftp: &Sftp, path: &str) -> Result<Handle, Failure> {
         match sftp.create_file(path).await {
@@ -176,6 +198,19 @@ impl Ssh {
     }
 }
 
+impl Source for Ssh {
+    fn describe<'a>(&'a self, path: &'a str) -> Reply<'a, Option<Entry>> {
+        Box::pin(async move {
+            let found = self.connect().await?.stat(&self.path(path)).await?;
+            Ok(found.map(|attributes| entry(String::new(), attributes)))
+        })
+    }
+}
+
+fn entry(name: String, attributes: Attributes) -> Entry {
+    Entry { name, is_folder: attributes.is_folder(), size: attributes.size, tag: None }
+}
+
 /// Reads one block, with as many requests as the server needs; it is shorter only at the end of the file.
 async fn read_block(sftp: &Sftp, handle: &Handle, from: u64) -> Result<Vec<u8>, Failure> {
     let mut block = Vec::new();
@@ -195,9 +230,10 @@ impl Backend for Ssh {
 
     fn entries<'a>(&'a self, folder: &'a str) -> Reply<'a, Vec<Entry>> {
         Box::pin(async move {
-            match self.connect().await?.list(&self.path(folder)).await {
+            let sftp = self.connect().await?;
+            match sftp.list(&self.path(folder)).await {
                 Err(Failure::NotFound) => Ok(Vec::new()),
-                listed => listed,
+                listed => self.entries_of(&sftp, folder, listed?).await,
             }
         })
     }

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use quick_xml::Reader;
 use quick_xml::events::Event;
 use reqwest::header::AUTHORIZATION;
 use reqwest::{Method, StatusCode};
 
-use super::backend::{Backend, Chunks, Entry, Failure, Reply};
+use super::backend::{Backend, Chunks, Entry, Failure, Reply, Source};
 use super::http::{Client, basic_header, checked, password_of, secret_header, size_of, tls_of};
 use super::options::Settings;
 use crate::error::DataError;
@@ -20,8 +20,9 @@ use crate::error::DataError;
 /// Maximum bytes of a listing.
 const MAX_LISTING_BYTES: u64 = 256 << 20;
 /// What a listing requests of each entry.
-const PROPERTIES: &str =
-    r#"<?xml version="1.0" encoding="utf-8"?><propfind xmlns="DAV:"><prop><resourcetype/></prop></propfind>"#;
+const PROPERTIES: &str = r#"<?xml version="1.0" encoding="utf-8"?><propfind xmlns="DAV:"><prop><resourcetype/><getcontentlength/><getetag/><getlastmodified/></prop></propfind>"#;
+/// Bytes of a path that are percent-encoded: all but those of RFC 3986, section 2.3, and the separator.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// A remote on a WebDAV server.
 #[derive(Debug)]
@@ -55,7 +56,27 @@ impl WebDav {
     }
 
     fn url(&self, path: &str) -> String {
-        format!("{}/{path}", self.base)
+        format!("{}/{}", self.base, utf8_percent_encode(path, ENCODED))
+    }
+
+    /// The URL of a file; the remote itself may be one, whose path is empty.
+    fn file_url(&self, path: &str) -> String {
+        self.url(path).trim_end_matches('/').to_owned()
+    }
+
+    /// The properties of what is at a URL, and with `depth` 1 of the entries of a folder. Each entry has its path on the server as its name.
+    async fn properties(&self, url: &str, depth: &str) -> Result<Vec<Entry>, Failure> {
+        let request = self.client.request(Self::method(b"PROPFIND"), url);
+        let request = request.header("depth", depth).header("content-type", "application/xml").body(PROPERTIES);
+        let mut response = checked(self.client.send(request).await?).await?;
+        let mut text = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(super::http::broken)? {
+            text.extend_from_slice(&chunk);
+            if text.len() as u64 > MAX_LISTING_BYTES {
+                return Err(Failure::Permanent("the listing of a folder is too large".into()));
+            }
+        }
+        parse_properties(&text).map_err(|reason| Failure::Permanent(format!("the listing is invalid: {reason}")))
     }
 
     fn method(name: &'static [u8]) -> Method {
@@ -94,26 +115,16 @@ impl Backend for WebDav {
     fn entries<'a>(&'a self, folder: &'a str) -> Reply<'a, Vec<Entry>> {
         Box::pin(async move {
             let slash = if folder.is_empty() { "" } else { "/" };
-            let request = self.client.request(Self::method(b"PROPFIND"), &self.url(&format!("{folder}{slash}")));
-            let request = request.header("depth", "1").header("content-type", "application/xml").body(PROPERTIES);
-            let mut response = match checked(self.client.send(request).await?).await {
-                Ok(response) => response,
-                Err(Failure::NotFound) => return Ok(Vec::new()),
-                Err(failure) => return Err(failure),
-            };
-            let mut text = Vec::new();
-            while let Some(chunk) = response.chunk().await.map_err(super::http::broken)? {
-                text.extend_from_slice(&chunk);
-                if text.len() as u64 > MAX_LISTING_BYTES {
-                    return Err(Failure::Permanent("the listing of a folder is too large".into()));
-                }
+            match self.properties(&self.url(&format!("{folder}{slash}")), "1").await {
+                Ok(found) => Ok(entries_of(found)),
+                Err(Failure::NotFound) => Ok(Vec::new()),
+                Err(failure) => Err(failure),
             }
-            parse_listing(&text).map_err(|reason| Failure::Permanent(format!("the listing is invalid: {reason}")))
         })
     }
 
     fn read<'a>(&'a self, path: &'a str, from: u64) -> Reply<'a, Chunks> {
-        Box::pin(async move { self.client.read(&self.url(path), from).await })
+        Box::pin(async move { self.client.read(&self.file_url(path), from).await })
     }
 
     fn write<'a>(&'a self, path: &'a str, source: &'a Path) -> Reply<'a, ()> {
@@ -143,26 +154,70 @@ impl Backend for WebDav {
     }
 }
 
-/// The entries of a listing, without the folder itself.
-fn parse_listing(text: &[u8]) -> Result<Vec<Entry>, String> {
+impl Source for WebDav {
+    fn describe<'a>(&'a self, path: &'a str) -> Reply<'a, Option<Entry>> {
+        Box::pin(async move {
+            let url = self.file_url(path);
+            let found = match self.properties(&url, "0").await {
+                // Some servers have folders only with a slash, and some respond that the method is not allowed without it.
+                Err(Failure::NotFound | Failure::Permanent(_)) => self.properties(&format!("{url}/"), "0").await,
+                found => found,
+            };
+            match found {
+                Ok(entries) => Ok(entries.into_iter().next().map(|entry| Entry { name: String::new(), ..entry })),
+                Err(Failure::NotFound) => Ok(None),
+                Err(failure) => Err(failure),
+            }
+        })
+    }
+}
+
+/// The entries of a folder from its listing, which also contains the folder itself.
+fn entries_of(mut found: Vec<Entry>) -> Vec<Entry> {
+    // The folder itself has the shortest path; its place among the others is not defined.
+    let folders = found.iter().enumerate().filter(|(_, entry)| entry.is_folder);
+    if let Some((own, _)) = folders.min_by_key(|(_, entry)| entry.name.len()) {
+        found.remove(own);
+    }
+    for entry in &mut found {
+        entry.name = entry.name.rsplit('/').next().unwrap_or_default().to_owned();
+    }
+    found
+}
+
+/// The entries of a response to a request for properties. Each has its path on the server as its name.
+fn parse_properties(text: &[u8]) -> Result<Vec<Entry>, String> {
     let mut reader = Reader::from_reader(text);
     let mut found = Vec::new();
-    let (mut in_href, mut href, mut is_folder) = (false, String::new(), false);
+    let (mut entry, mut modified) = (Entry::default(), None);
+    let mut value = String::new();
     loop {
         match reader.read_event().map_err(|error| error.to_string())? {
-            Event::Start(tag) | Event::Empty(tag) => match tag.local_name().as_ref() {
-                b"response" => (href, is_folder) = (String::new(), false),
-                b"href" => in_href = true,
-                b"collection" => is_folder = true,
-                _ => {}
-            },
-            Event::Text(piece) if in_href => href.push_str(&piece.decode().map_err(|error| error.to_string())?),
+            Event::Start(tag) | Event::Empty(tag) => {
+                value.clear();
+                match tag.local_name().as_ref() {
+                    b"response" => (entry, modified) = (Entry::default(), None),
+                    b"collection" => entry.is_folder = true,
+                    _ => {}
+                }
+            }
+            Event::Text(piece) => value.push_str(&piece.decode().map_err(|error| error.to_string())?),
+            Event::GeneralRef(reference) => {
+                let named = reference.decode().map_err(|error| error.to_string())?;
+                let named = quick_xml::escape::unescape(&format!("&{named};")).map_err(|error| error.to_string())?.into_owned();
+                value.push_str(&named);
+            }
             Event::End(tag) => match tag.local_name().as_ref() {
-                b"href" => in_href = false,
+                b"href" => {
+                    let path = percent_decode_str(value.trim().trim_end_matches('/')).decode_utf8_lossy();
+                    entry.name = path.into_owned();
+                }
+                b"getcontentlength" => entry.size = value.trim().parse().ok(),
+                b"getetag" => entry.tag = Some(unquoted(value.trim())).filter(|tag| !tag.is_empty()),
+                b"getlastmodified" => modified = Some(value.trim().to_owned()).filter(|time| !time.is_empty()),
                 b"response" => {
-                    let path = percent_decode_str(href.trim().trim_end_matches('/')).decode_utf8_lossy();
-                    let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-                    found.push((path.len(), Entry { name, is_folder }));
+                    entry.tag = entry.tag.take().or(modified.take()).filter(|_| !entry.is_folder);
+                    found.push(std::mem::take(&mut entry));
                 }
                 _ => {}
             },
@@ -170,12 +225,12 @@ fn parse_listing(text: &[u8]) -> Result<Vec<Entry>, String> {
             _ => {}
         }
     }
-    // The folder itself has the shortest path; its place among the others is not defined.
-    let own = found.iter().enumerate().filter(|(_, (_, entry))| entry.is_folder).min_by_key(|(_, (length, _))| *length);
-    if let Some((own, _)) = own {
-        found.remove(own);
-    }
-    Ok(found.into_iter().map(|(_, entry)| entry).collect())
+    Ok(found)
+}
+
+/// An entity tag without its quotes, as DVC records it.
+fn unquoted(tag: &str) -> String {
+    tag.trim_matches('"').to_owned()
 }
 
 #[cfg(test)]
@@ -191,9 +246,24 @@ mod tests {
 <D:response><D:href>http://h/d/files/md5/ab/12%2e3</D:href><D:propstat><D:prop><D:resourcetype/></D:prop></D:propstat></D:response>
 <D:response><D:href>http://h/d/files/md5/ab/cd/</D:href><D:propstat><D:prop><D:resourcetype><D:collection/></D:resourcetype></D:prop></D:propstat></D:response>
 </D:multistatus>"#;
-        let entry = |name: &str, is_folder| Entry { name: name.into(), is_folder };
-        assert_eq!(parse_listing(text).unwrap(), [entry("12.3", false), entry("cd", true)]);
-        assert_eq!(parse_listing(b"").unwrap(), []);
-        assert!(parse_listing(b"<a><b></a>").is_err());
+        let entry = |name: &str, is_folder| Entry { name: name.into(), is_folder, ..Entry::default() };
+        let listed = |text: &[u8]| parse_properties(text).map(entries_of);
+        assert_eq!(listed(text).unwrap(), [entry("12.3", false), entry("cd", true)]);
+        assert_eq!(listed(b"").unwrap(), []);
+        assert!(listed(b"<a><b></a>").is_err());
+    }
+
+    #[test]
+    fn sizes_and_tags_of_files_are_parsed() {
+        let text = br#"<d:multistatus xmlns:d="DAV:">
+<d:response><d:href>/a%20&amp;%20b</d:href><d:propstat><d:prop><d:resourcetype/><d:getcontentlength>6</d:getcontentlength>
+<d:getlastmodified>Mon, 30 Nov 2026 10:00:00 GMT</d:getlastmodified><d:getetag>&quot;9-6&quot;</d:getetag></d:prop></d:propstat></d:response>
+<d:response><d:href>/c</d:href><d:propstat><d:prop><d:getlastmodified>Mon, 30 Nov 2026 10:00:01 GMT</d:getlastmodified></d:prop></d:propstat></d:response>
+<d:response><d:href>/d/</d:href><d:propstat><d:prop><d:resourcetype><d:collection/></d:resourcetype><d:getetag>x</d:getetag></d:prop></d:propstat></d:response>
+</d:multistatus>"#;
+        let file = |name: &str, size, tag: &str| Entry { name: name.into(), is_folder: false, size, tag: Some(tag.into()) };
+        let folder = Entry { name: "/d".into(), is_folder: true, ..Entry::default() };
+        let expected = [file("/a & b", Some(6), "9-6"), file("/c", None, "Mon, 30 Nov 2026 10:00:01 GMT"), folder];
+        assert_eq!(parse_properties(text).unwrap(), expected);
     }
 }
