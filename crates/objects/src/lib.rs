@@ -2,7 +2,7 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`meta`], [`object`] | an object: typed metadata and a JSON body |
+//! | [`meta`], [`object`], [`encoded`] | an object: typed metadata and a JSON body; the same as text |
 //! | [`name`] | valid names, labels and annotations |
 //! | [`schema`] | structural schemas: which fields a kind has, and of which types |
 //! | [`selector`] | label and field selectors |
@@ -22,6 +22,7 @@
 
 pub mod discovery;
 pub mod embedded;
+pub mod encoded;
 pub mod error;
 pub mod kinds;
 pub mod meta;
@@ -38,6 +39,7 @@ pub mod selector;
 pub mod store;
 pub mod table;
 
+pub use encoded::Encoded;
 pub use error::{Error, FieldError, Status};
 pub use object::Object;
 pub use repo::MIGRATION;

@@ -32,6 +32,11 @@ impl Selection {
             && self.fields.requirements().iter().all(field)
     }
 
+    /// Whether all objects of the namespace are selected, whatever they contain.
+    pub fn is_unconditional(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
     /// Refuses fields that the kind cannot be selected by.
     ///
     /// # Errors
@@ -62,17 +67,29 @@ pub struct ListOptions {
     pub exact_version: Option<i64>,
 }
 
-/// A page of a list.
+/// A page of a list, of objects or of their texts.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Page {
+pub struct Page<T = Object> {
     /// The objects, by namespace and name.
-    pub items: Vec<Object>,
+    pub items: Vec<T>,
     /// The version of the list; a watch can start there.
     pub resource_version: i64,
     /// The token of the next page; empty on the last page.
     pub continue_token: String,
     /// The number of objects on later pages, if it is known.
     pub remaining: Option<i64>,
+}
+
+impl<T> Page<T> {
+    /// The same page with other items.
+    ///
+    /// # Errors
+    /// The first one of `change`.
+    pub fn try_map<U>(self, change: impl FnMut(T) -> Result<U, Error>) -> Result<Page<U>, Error> {
+        let Self { items, resource_version, continue_token, remaining } = self;
+        let items = items.into_iter().map(change).collect::<Result<_, _>>()?;
+        Ok(Page { items, resource_version, continue_token, remaining })
+    }
 }
 
 /// Where a watch begins, and how it continues.
@@ -88,15 +105,15 @@ pub struct WatchOptions {
     pub bookmarks: bool,
 }
 
-/// An event of a watch.
+/// An event of a watch, with objects or with their texts.
 #[derive(Debug)]
-pub enum WatchEvent {
+pub enum WatchEvent<T = Object> {
     /// An object was created, or is selected now.
-    Added(Object),
+    Added(T),
     /// An object was changed.
-    Modified(Object),
+    Modified(T),
     /// An object was deleted, or is no longer selected.
-    Deleted(Object),
+    Deleted(T),
     /// All changes up to this version were sent.
     Bookmark {
         /// The version.
@@ -106,6 +123,20 @@ pub enum WatchEvent {
     },
     /// The watch ends with an error.
     Failed(Error),
+}
+
+impl<T> WatchEvent<T> {
+    /// The same event with another form of the object; an error ends the watch.
+    pub fn try_map<U>(self, change: impl FnOnce(T) -> Result<U, Error>) -> WatchEvent<U> {
+        let (event, object): (fn(U) -> WatchEvent<U>, T) = match self {
+            Self::Added(object) => (WatchEvent::Added, object),
+            Self::Modified(object) => (WatchEvent::Modified, object),
+            Self::Deleted(object) => (WatchEvent::Deleted, object),
+            Self::Bookmark { version, initial_end } => return WatchEvent::Bookmark { version, initial_end },
+            Self::Failed(error) => return WatchEvent::Failed(error),
+        };
+        change(object).map_or_else(WatchEvent::Failed, event)
+    }
 }
 
 /// A part of an object with a route of its own.

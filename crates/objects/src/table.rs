@@ -21,7 +21,7 @@ pub enum IncludeObject {
 /// The table of objects. `with_columns` adds the definitions of the columns, which the events of a watch have only once.
 pub fn table(
     resource: &Resource,
-    objects: &[Object],
+    objects: &[&Object],
     include: IncludeObject,
     list_metadata: Value,
     with_columns: bool,
@@ -37,7 +37,7 @@ pub fn table(
         })
     };
     let columns: Vec<Value> = resource.columns.iter().filter(|_| with_columns).map(describe).collect();
-    let row = |object: &Object| {
+    let row = |object: &&Object| {
         let cells: Vec<Value> = resource.columns.iter().map(|column| (column.cell)(object, now)).collect();
         match include {
             IncludeObject::None => json!({"cells": cells, "object": null}),

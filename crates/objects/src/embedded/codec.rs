@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::encoded::Encoded;
 use crate::error::Error;
 use crate::object::Object;
 use crate::repo::{Key, Stored};
@@ -49,15 +50,16 @@ impl Codec {
         }
     }
 
+    /// A stored object as text, with the version `version`.
+    pub(super) fn text(&self, resource: &Resource, stored: &Stored, version: i64) -> Result<Encoded, Error> {
+        match self.sealer(resource)? {
+            Some(sealer) => Encoded::from_stored(resource, &sealer.open(&stored.key, &stored.body)?, version),
+            None => Encoded::from_stored(resource, &stored.body, version),
+        }
+    }
+
     /// Decodes a stored object.
     pub(super) fn decode(&self, resource: &Resource, stored: &Stored) -> Result<Object, Error> {
-        let unreadable = |e: serde_json::Error| {
-            Error::Sealed(format!("{} {:?} is stored in an unknown form: {e}", stored.key.resource, stored.key.name))
-        };
-        let object: Object = match self.sealer(resource)? {
-            Some(sealer) => serde_json::from_slice(&sealer.open(&stored.key, &stored.body)?).map_err(unreadable)?,
-            None => serde_json::from_slice(&stored.body).map_err(unreadable)?,
-        };
-        Ok(super::with_version(object, stored.version))
+        self.text(resource, stored, stored.version)?.into_object()
     }
 }

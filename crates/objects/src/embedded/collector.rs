@@ -48,8 +48,8 @@ pub(super) async fn run(store: Embedded) {
 
 /// Whether a change can give the collector something to do.
 fn concerns(change: &Change) -> bool {
-    let is_relevant = |object: &Object| object.metadata.is_deleting() || !object.metadata.owner_references.is_empty();
-    change.current.as_ref().is_none_or(is_relevant)
+    // A mention elsewhere in the object only wakes the collector for nothing.
+    change.current.as_ref().is_none_or(|text| text.mentions("deletionTimestamp") || text.mentions("ownerReferences"))
 }
 
 /// Does what can be done now.

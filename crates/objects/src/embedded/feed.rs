@@ -1,4 +1,4 @@
-//! The feed of changes: one task reads the log, and all watches take the decoded changes from memory.
+//! The feed of changes: one task reads the log, and all watches take the changes from memory.
 //!
 //! Invariant: the feed has every change between its first and its last version, in the order of versions.
 
@@ -11,8 +11,8 @@ use slipway_store::Database;
 use tokio::sync::{Notify, watch};
 
 use super::codec::Codec;
+use crate::encoded::Encoded;
 use crate::error::Error;
-use crate::object::Object;
 use crate::repo::{self, Key};
 use crate::resource::Registry;
 
@@ -25,15 +25,15 @@ const MAX_ROWS: i64 = 256;
 /// How often the log is read for the changes of other servers.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A decoded change.
+/// A change.
 #[derive(Debug)]
 pub(super) struct Change {
     pub(super) version: i64,
     pub(super) key: Key,
     /// The state after the change; `None` for a deletion.
-    pub(super) current: Option<Object>,
-    /// The state before the change; `None` for a creation.
-    pub(super) previous: Option<Object>,
+    pub(super) current: Option<Arc<Encoded>>,
+    /// The state before the change, with the version of the change; `None` for a creation.
+    pub(super) previous: Option<Arc<Encoded>>,
     /// The size of both states in the database.
     bytes: usize,
 }
@@ -112,7 +112,7 @@ impl Feed {
     }
 }
 
-/// Reads and decodes the first changes after a version.
+/// Reads the first changes after a version.
 pub(super) async fn read_log(
     database: &Database,
     registry: &Registry,
@@ -134,15 +134,16 @@ pub(super) async fn read_log(
         let bytes = size(&row.current) + size(&row.previous);
         // A state that cannot be read, for example because the key was lost, must not hold up all others. Reading the object itself
         // reports the error.
-        let decode = |state: Option<repo::Stored>| {
+        let text = |state: Option<repo::Stored>| {
             let resource = registry.stored_as(&row.key.resource)?;
-            let decoded = codec.decode(resource, &state?);
-            decoded.inspect_err(|error| tracing::error!(%error, "watches cannot show a change of an object")).ok()
+            let text = codec.text(resource, &state?, row.version);
+            let text = text.inspect_err(|error| tracing::error!(%error, "watches cannot show a change of an object"));
+            text.ok().map(Arc::new)
         };
         changes.push(Arc::new(Change {
             version: row.version,
-            current: decode(row.current),
-            previous: decode(row.previous),
+            current: text(row.current),
+            previous: text(row.previous),
             key: row.key,
             bytes,
         }));

@@ -6,8 +6,8 @@ use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::Embedded;
+use crate::encoded::Encoded;
 use crate::error::{Error, json_error};
-use crate::object::Object;
 use crate::repo::{self, Clock, Key, Stored};
 use crate::resource::Resource;
 use crate::store::{ListOptions, Page, Selection};
@@ -91,11 +91,15 @@ impl Embedded {
             .await
     }
 
-    pub(super) async fn list_page(&self, resource: &Resource, options: &ListOptions) -> Result<Page, Error> {
+    /// A page of a list as [`ObjectStore::list`](crate::store::ObjectStore::list) returns it, of the texts of the objects.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn list_texts(&self, resource: &Resource, options: &ListOptions) -> Result<Page<Encoded>, Error> {
         options.selection.check(resource)?;
         let (version, mut after) = self.start(resource, options)?;
-        let mut items: Vec<Object> = Vec::new();
-        let has_space = |items: &Vec<Object>| options.limit == 0 || items.len() < options.limit;
+        let mut items: Vec<Encoded> = Vec::new();
+        let has_space = |items: &Vec<Encoded>| options.limit == 0 || items.len() < options.limit;
         loop {
             // One more than the page has, to find out whether another page follows.
             let wanted = i64::try_from(options.limit.saturating_sub(items.len()) + 1).unwrap_or(MAX_ROWS);
@@ -103,8 +107,9 @@ impl Embedded {
             let rows = self.rows(version, &after, &options.selection, limit).await?;
             let is_last = i64::try_from(rows.len()).is_ok_and(|count| count < limit);
             for stored in rows {
-                let object = self.inner.codec.decode(resource, &stored)?;
-                if !options.selection.matches(resource, &object) {
+                let text = self.inner.codec.text(resource, &stored, stored.version)?;
+                // The query selects by namespace and name.
+                if !options.selection.is_unconditional() && !options.selection.matches(resource, text.object()?) {
                     after = stored.key;
                     continue;
                 }
@@ -114,10 +119,10 @@ impl Embedded {
                     return Ok(Page { items, resource_version: version, continue_token: token, remaining });
                 }
                 after = stored.key;
-                items.push(object);
+                items.push(text);
             }
             if is_last {
-                return Ok(Page { items, resource_version: version, ..Page::default() });
+                return Ok(Page { items, resource_version: version, continue_token: String::new(), remaining: None });
             }
         }
     }

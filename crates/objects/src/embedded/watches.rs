@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::feed::{Change, Head, read_log};
-use super::{Embedded, lists, with_version};
+use super::{Embedded, lists};
+use crate::encoded::Encoded;
 use crate::error::Error;
 use crate::repo;
 use crate::resource::Resource;
@@ -30,7 +31,7 @@ struct Watch {
     /// The version up to which changes were considered.
     cursor: i64,
     /// Events to be sent before anything else.
-    pending: VecDeque<WatchEvent>,
+    pending: VecDeque<WatchEvent<Arc<Encoded>>>,
     head: watch::Receiver<Head>,
     /// When the next bookmark is due; `None` without bookmarks.
     bookmark_at: Option<Instant>,
@@ -39,16 +40,21 @@ struct Watch {
 
 impl Watch {
     /// The event of a change for this watch; `None` if the object is selected neither before nor after it.
-    fn event(&self, change: &Change) -> Option<WatchEvent> {
-        if change.key.resource != self.stored_as {
+    fn event(&self, change: &Change) -> Option<WatchEvent<Arc<Encoded>>> {
+        let is_elsewhere = self.selection.namespace.as_ref().is_some_and(|namespace| *namespace != change.key.namespace);
+        if is_elsewhere || change.key.resource != self.stored_as {
             return None;
         }
-        let selected = |object: &&crate::object::Object| self.selection.matches(&self.resource, object);
-        let (now, before) = (change.current.as_ref().filter(selected), change.previous.as_ref().filter(selected));
-        match (now, before) {
-            (Some(object), None) => Some(WatchEvent::Added(object.clone())),
-            (Some(object), Some(_)) => Some(WatchEvent::Modified(object.clone())),
-            (None, Some(object)) => Some(WatchEvent::Deleted(with_version(object.clone(), change.version))),
+        // A state that cannot be read is not shown; reading the object itself reports the error.
+        let is_selected = |text: &&Arc<Encoded>| {
+            self.selection.is_unconditional()
+                || text.object().is_ok_and(|object| self.selection.matches(&self.resource, object))
+        };
+        let selected = |state: &Option<Arc<Encoded>>| state.as_ref().filter(is_selected).map(Arc::clone);
+        match (selected(&change.current), selected(&change.previous)) {
+            (Some(object), None) => Some(WatchEvent::Added(object)),
+            (Some(object), Some(_)) => Some(WatchEvent::Modified(object)),
+            (None, Some(object)) => Some(WatchEvent::Deleted(object)),
             (None, None) => None,
         }
     }
@@ -61,7 +67,7 @@ impl Watch {
         }
     }
 
-    async fn next(&mut self) -> Option<WatchEvent> {
+    async fn next(&mut self) -> Option<WatchEvent<Arc<Encoded>>> {
         loop {
             if let Some(event) = self.pending.pop_front() {
                 return Some(event);
@@ -106,11 +112,15 @@ impl Watch {
 }
 
 impl Embedded {
-    pub(super) async fn watch_from(
+    /// Follows changes as [`ObjectStore::watch`](crate::store::ObjectStore::watch) does, with the texts of the objects, which all watches share.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn watch_texts(
         &self,
         resource: Arc<Resource>,
         options: WatchOptions,
-    ) -> Result<impl Stream<Item = WatchEvent> + Send + 'static, Error> {
+    ) -> Result<impl Stream<Item = WatchEvent<Arc<Encoded>>> + Send + 'static, Error> {
         let WatchOptions { selection, after, send_initial_events, bookmarks } = options;
         selection.check(&resource)?;
         let mut pending = VecDeque::new();
@@ -126,8 +136,8 @@ impl Embedded {
             }
             _ => {
                 let all = ListOptions { selection: selection.clone(), ..ListOptions::default() };
-                let page = self.list_page(&resource, &all).await?;
-                pending.extend(page.items.into_iter().map(WatchEvent::Added));
+                let page = self.list_texts(&resource, &all).await?;
+                pending.extend(page.items.into_iter().map(|text| WatchEvent::Added(Arc::new(text))));
                 if send_initial_events && bookmarks {
                     let version = page.resource_version;
                     pending.push_back(WatchEvent::Bookmark { version, initial_end: true });

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 use slipway_core::clock::{now_ms, rfc3339};
 use slipway_store::sql::Connection;
 
 use super::{Applied, Embedded, Outcome, admission, with_version};
+use crate::encoded::Encoded;
 use crate::error::{Cause, Error, FieldError, GroupResource};
 use crate::meta::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER, ObjectMeta};
 use crate::object::Object;
@@ -149,7 +150,7 @@ impl ObjectStore for Embedded {
     }
 
     async fn list(&self, resource: &Resource, options: &ListOptions) -> Result<Page, Error> {
-        self.list_page(resource, options).await
+        self.list_texts(resource, options).await?.try_map(Encoded::into_object)
     }
 
     async fn watch(
@@ -160,7 +161,8 @@ impl ObjectStore for Embedded {
         let name = resource.group_resource();
         let resource = self.inner.registry.find(&name.group, &name.resource).map(Arc::clone);
         let resource = resource.ok_or_else(|| Error::BadRequest(format!("the store has no {name}")))?;
-        self.watch_from(resource, options).await
+        let decode = |text: Arc<Encoded>| Ok(text.object()?.clone());
+        Ok(self.watch_texts(resource, options).await?.map(move |event| event.try_map(decode)))
     }
 
     async fn create(

@@ -7,7 +7,7 @@ use slipway_access::Verb;
 use slipway_objects::embedded::Embedded;
 use slipway_objects::error::{FieldError, RequestOptions, Status};
 use slipway_objects::store::{Deletion, ListOptions, ObjectStore, Page, parse_version};
-use slipway_objects::{Error, Object, Resource};
+use slipway_objects::{Encoded, Error, Object, Resource};
 
 use super::request::{Call, Target};
 use super::response::{Failure, View, json_response};
@@ -33,7 +33,7 @@ pub(super) async fn list(target: Target, store: Embedded, call: Call) -> Result 
     call.authorize(&target, Verb::List).await?;
     let view = View::of(&call)?;
     let options = list_options(&call)?;
-    Ok(view.list(&target.resource, &store.list(&target.resource, &options).await?))
+    Ok(view.list(&target.resource, &store.list_texts(&target.resource, &options).await?)?)
 }
 
 fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
@@ -115,11 +115,12 @@ pub(super) async fn delete_collection(target: Target, store: Embedded, call: Cal
     for object in page.items {
         let meta = &object.metadata;
         match store.delete(&target.resource, &meta.namespace, &meta.name, &options).await {
-            Ok(Deletion::Deleted(object) | Deletion::Pending(object)) => items.push(object),
+            Ok(Deletion::Deleted(object) | Deletion::Pending(object)) => items.push(Encoded::from(object)),
             // Another request deleted it first.
             Err(Error::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(view.list(&target.resource, &Page { items, ..page }))
+    let Page { resource_version, continue_token, remaining, .. } = page;
+    Ok(view.list(&target.resource, &Page { items, resource_version, continue_token, remaining })?)
 }

@@ -1,5 +1,7 @@
 //! Responses: objects, lists, tables and `Status` errors.
 
+use std::borrow::Cow;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -8,7 +10,7 @@ use slipway_core::clock::now_ms;
 use slipway_objects::error::{Details, GroupResource, Status};
 use slipway_objects::store::{Page, Written};
 use slipway_objects::table::{IncludeObject, partial_metadata, table};
-use slipway_objects::{Error, Object, Resource};
+use slipway_objects::{Encoded, Error, Object, Resource};
 
 use super::negotiation::{Representation, negotiate};
 use super::request::Call;
@@ -64,7 +66,11 @@ impl IntoResponse for Failure {
 
 /// A JSON response.
 pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    json_text(status, body.to_string().into_bytes())
+}
+
+fn json_text(status: StatusCode, body: Vec<u8>) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 /// How a client wants objects to be shown.
@@ -95,9 +101,25 @@ impl View {
             Representation::Metadata => partial_metadata(object),
             Representation::Table => {
                 let metadata = json!({"resourceVersion": object.metadata.resource_version});
-                table(resource, std::slice::from_ref(object), self.include, metadata, with_columns, now_ms())
+                table(resource, &[object], self.include, metadata, with_columns, now_ms())
             }
         }
+    }
+
+    /// The text of an object as a part of a watch; `with_columns` adds the columns to a table.
+    ///
+    /// # Errors
+    /// If the object cannot be decoded for another representation.
+    pub(super) fn text<'a>(
+        self,
+        resource: &Resource,
+        text: &'a Encoded,
+        with_columns: bool,
+    ) -> Result<Cow<'a, [u8]>, Error> {
+        Ok(match self.representation {
+            Representation::Object | Representation::Discovery => Cow::Borrowed(text.json()),
+            _ => Cow::Owned(self.object(resource, text.object()?, with_columns).to_string().into_bytes()),
+        })
     }
 
     /// The response with an object.
@@ -120,7 +142,10 @@ impl View {
     }
 
     /// The response with a list.
-    pub(super) fn list(self, resource: &Resource, page: &Page) -> Response {
+    ///
+    /// # Errors
+    /// If an object cannot be decoded.
+    pub(super) fn list(self, resource: &Resource, page: &Page<Encoded>) -> Result<Response, Error> {
         let mut metadata = json!({"resourceVersion": page.resource_version.to_string()});
         if !page.continue_token.is_empty() {
             metadata["continue"] = json!(page.continue_token);
@@ -128,29 +153,39 @@ impl View {
                 metadata["remainingItemCount"] = json!(remaining);
             }
         }
+        let objects = || page.items.iter().map(Encoded::object).collect::<Result<Vec<&Object>, Error>>();
         let body = match self.representation {
-            Representation::Table => table(resource, &page.items, self.include, metadata, true, now_ms()),
+            Representation::Table => table(resource, &objects()?, self.include, metadata, true, now_ms()),
             Representation::Metadata => {
-                let items: Vec<Value> = page.items.iter().map(partial_metadata).collect();
+                let items: Vec<Value> = objects()?.into_iter().map(partial_metadata).collect();
                 let kind = "PartialObjectMetadataList";
                 json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items})
             }
             Representation::Object | Representation::Discovery => {
-                let kind = format!("{}List", resource.kind);
-                let items: Vec<Value> = page.items.iter().map(|object| list_item(resource, object)).collect();
-                json!({"kind": kind, "apiVersion": resource.api_version(), "metadata": metadata, "items": items})
+                return Ok(json_text(StatusCode::OK, list_text(resource, &metadata, &page.items)));
             }
         };
-        json_response(StatusCode::OK, &body)
+        Ok(json_response(StatusCode::OK, &body))
     }
 }
 
-/// An element of a list. The API server leaves the kind out for its own kinds.
-fn list_item(resource: &Resource, object: &Object) -> Value {
-    let mut value = object.to_value();
-    if let (true, Value::Object(fields)) = (resource.group.is_empty(), &mut value) {
-        fields.remove("kind");
-        fields.remove("apiVersion");
+/// The text of a list. The API server leaves the kind of the items out for its own kinds.
+fn list_text(resource: &Resource, metadata: &Value, items: &[Encoded]) -> Vec<u8> {
+    let kind = format!("{}List", resource.kind);
+    let api_version = resource.api_version();
+    let head = format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{metadata},"items":["#);
+    let size: usize = items.iter().map(|item| item.json().len() + 1).sum();
+    let mut text = Vec::with_capacity(head.len() + size + 2);
+    text.extend_from_slice(head.as_bytes());
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 {
+            text.push(b',');
+        }
+        match resource.group.is_empty() {
+            true => item.write_without_kind(&mut text),
+            false => text.extend_from_slice(item.json()),
+        }
     }
-    value
+    text.extend_from_slice(b"]}");
+    text
 }

@@ -2,6 +2,7 @@
 //! event.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -9,12 +10,12 @@ use axum::body::{Body, Bytes};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use slipway_core::clock::now_ms;
-use slipway_objects::Resource;
 use slipway_objects::embedded::Embedded;
 use slipway_objects::error::{FieldError, RequestOptions};
-use slipway_objects::store::{ObjectStore, WatchEvent, WatchOptions, parse_version};
+use slipway_objects::store::{WatchEvent, WatchOptions, parse_version};
+use slipway_objects::{Encoded, Resource};
 
 use super::handlers::MATCH;
 use super::request::{Call, Target};
@@ -46,31 +47,34 @@ pub(super) async fn respond(target: Target, store: Embedded, call: Call) -> Resu
     let spread = now_ms().unsigned_abs() % MIN_TIMEOUT;
     let timeout = call.query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0);
     let timeout = Duration::from_secs(timeout.unwrap_or(MIN_TIMEOUT + spread).min(MAX_TIMEOUT));
-    let events = store.watch(&target.resource, options).await?;
+    let events = store.watch_texts(Arc::clone(&target.resource), options).await?;
     let is_first = AtomicBool::new(true);
     let lines = events.take_until(tokio::time::sleep(timeout)).map(move |event| {
-        let (kind, object) = describe(&target.resource, view, event, is_first.swap(false, Ordering::Relaxed));
-        let line = json!({"type": kind, "object": object}).to_string() + "\n";
+        let line = line(&target.resource, view, event, is_first.swap(false, Ordering::Relaxed));
         Ok::<_, Infallible>(Bytes::from(line))
     });
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response())
 }
 
-/// The type and the object of an event.
-fn describe(resource: &Resource, view: View, event: WatchEvent, is_first: bool) -> (&'static str, Value) {
-    let (kind, object) = match event {
-        WatchEvent::Added(object) => ("ADDED", object),
-        WatchEvent::Modified(object) => ("MODIFIED", object),
-        WatchEvent::Deleted(object) => ("DELETED", object),
+/// The line of an event.
+fn line(resource: &Resource, view: View, event: WatchEvent<Arc<Encoded>>, is_first: bool) -> Vec<u8> {
+    let write = |kind: &str, object: &[u8]| [br#"{"type":""#, kind.as_bytes(), br#"","object":"#, object, b"}\n"].concat();
+    let shown = |kind: &str, text: &Encoded| match view.text(resource, text, is_first) {
+        Ok(object) => write(kind, &object),
+        Err(error) => write("ERROR", json!(error.status()).to_string().as_bytes()),
+    };
+    match event {
+        WatchEvent::Added(text) => shown("ADDED", &text),
+        WatchEvent::Modified(text) => shown("MODIFIED", &text),
+        WatchEvent::Deleted(text) => shown("DELETED", &text),
         WatchEvent::Bookmark { version, initial_end } => {
             let mut metadata = json!({"resourceVersion": version.to_string()});
             if initial_end {
                 metadata["annotations"] = json!({ INITIAL_END: "true" });
             }
             let object = json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata});
-            return ("BOOKMARK", object);
+            write("BOOKMARK", object.to_string().as_bytes())
         }
-        WatchEvent::Failed(error) => return ("ERROR", json!(error.status())),
-    };
-    (kind, view.object(resource, &object, is_first))
+        WatchEvent::Failed(error) => write("ERROR", json!(error.status()).to_string().as_bytes()),
+    }
 }

@@ -9,6 +9,7 @@ mod gpu;
 mod gpu_reset;
 mod gpu_settings;
 mod kill;
+mod kube_client;
 mod output;
 mod repositories;
 mod runs;
