@@ -27,7 +27,7 @@ import (
 )
 
 // recordedCount is the number of random sequences that are kept.
-const recordedCount = 60
+const recordedCount = 24
 
 var (
 	kind    = schema.GroupVersionKind{Version: "v1", Kind: "Example"}
@@ -52,7 +52,7 @@ type step struct {
 	Managers    []entry  `json:"managers,omitempty"`
 }
 
-// entry is an entry of managed fields. The fields are a text, so that their order is compared.
+// entry is an entry of managed fields.
 type entry struct {
 	Manager     string `json:"manager"`
 	Operation   string `json:"operation"`
@@ -180,8 +180,22 @@ func run(managers map[string]*managedfields.FieldManager, live *unstructured.Uns
 		}
 		s.Managers = append(s.Managers, recorded)
 	}
+	// Objects of Kubernetes' own kinds have no empty lists and maps in their metadata.
+	metadata := object.Object["metadata"].(fields)
+	for name, value := range metadata {
+		switch value := value.(type) {
+		case fields:
+			if len(value) == 0 {
+				delete(metadata, name)
+			}
+		case []any:
+			if len(value) == 0 {
+				delete(metadata, name)
+			}
+		}
+	}
 	s.Result = copied(object.Object)
-	metadata := s.Result["metadata"].(fields)
+	metadata = s.Result["metadata"].(fields)
 	delete(metadata, "managedFields")
 	delete(metadata, "uid")
 	return object

@@ -173,12 +173,12 @@ func (w writes) object(duplicates bool) fields {
 		"status": func() any { return w.status() },
 	})
 	metadata := w.some(30, map[string]func() any{
-		"labels":      func() any { return w.texts() },
-		"annotations": func() any { return w.texts() },
-		"finalizers":  func() any { return w.names(duplicates) },
+		"labels":      func() any { return fields{w.name(): w.text(), w.name(): w.text()} },
+		"annotations": func() any { return fields{w.name(): w.text(), w.name(): w.text()} },
+		"finalizers":  func() any { return append(w.names(duplicates), "v") },
 		"ownerReferences": func() any {
 			result := []any{}
-			for _, name := range w.names(false) {
+			for _, name := range append(w.names(false), "v") {
 				result = append(result, fields{"apiVersion": "v1", "kind": "Example", "name": w.name(), "uid": name})
 			}
 			return result

@@ -94,9 +94,6 @@ impl Set {
         self.0.get(element).map(|node| &node.children).filter(|children| !children.is_empty())
     }
 
-    pub(super) fn nodes(&self) -> impl Iterator<Item = (&Element, &Node)> {
-        self.0.iter()
-    }
 
     pub(super) fn nodes_mut(&mut self) -> impl Iterator<Item = (&Element, &mut Node)> {
         self.0.iter_mut()

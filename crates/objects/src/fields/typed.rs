@@ -55,7 +55,7 @@ impl<'s> Type<'s> {
     /// How a value of this type is divided.
     pub(super) fn atom(self, value: Option<&Value>) -> Atom<'s> {
         let schema = match self {
-            Self::Declared(schema) if schema.int_or_string => return Atom::Scalar,
+            Self::Declared(schema) if schema.int_or_string => return Self::Deduced(0).atom(value),
             Self::Declared(schema) => schema,
             Self::Deduced(depth) => {
                 return match value {
@@ -306,9 +306,6 @@ fn validate_at(value: &Value, value_type: Type<'_>, path: &str, faults: &mut Vec
             }
         }
         (Some(SchemaType::Array), other) => report(path, format!("expected list, got &{{{}}}", go_value(other, false))),
-        (_, Value::Object(_) | Value::Array(_)) if schema.int_or_string => {
-            report(path, format!("expected any scalar, got &{{{}}}", go_value(value, false)));
-        }
         _ if schema.int_or_string => {}
         (Some(SchemaType::String), other) if !other.is_string() => {
             let value = go_value(other, true);
