@@ -184,6 +184,8 @@ func run(managers map[string]*managedfields.FieldManager, live *unstructured.Uns
 	metadata := object.Object["metadata"].(fields)
 	for name, value := range metadata {
 		switch value := value.(type) {
+		case nil:
+			delete(metadata, name)
 		case fields:
 			if len(value) == 0 {
 				delete(metadata, name)

