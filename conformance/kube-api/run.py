@@ -178,6 +178,72 @@ def errors_have_the_words_of_the_api_server(kubectl):
     assert kubectl.call("POST", path(kubectl), b"{", "application/cbor")[0] == 415
 
 
+def managers(kubectl, name):
+    """The managers of an object's fields: pairs of name and operation."""
+    shown = json.loads(kubectl("get", "cm", name, "-o", "json", "--show-managed-fields"))
+    return [(entry["manager"], entry["operation"]) for entry in shown["metadata"].get("managedFields", [])]
+
+
+@test
+def configuration_is_applied_by_the_server(kubectl):
+    apply = ("apply", "--server-side", "-f", "-")
+    assert kubectl(*apply, stdin=manifest("a", {"k": "1", "old": "x"})) == "configmap/a serverside-applied\n"
+    version = kubectl.get("cm", "a")["metadata"]["resourceVersion"]
+    kubectl(*apply, stdin=manifest("a", {"k": "1", "old": "x"}))
+    assert kubectl.get("cm", "a")["metadata"]["resourceVersion"] == version, "an apply without a change changed the object"
+    kubectl("patch", "cm", "a", "-p", '{"data":{"other":"y"}}')
+    kubectl(*apply, stdin=manifest("a", {"k": "2"}))
+    assert kubectl.get("cm", "a")["data"] == {"k": "2", "other": "y"}
+    assert managers(kubectl, "a") == [("kubectl", "Apply"), ("kubectl-patch", "Update")], managers(kubectl, "a")
+    shown = kubectl("get", "cm", "a", "-o", "yaml", "--show-managed-fields")
+    assert "f:data:" in shown and "managedFields" not in kubectl("get", "cm", "a", "-o", "yaml"), shown
+    yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: b\ndata:\n  k: v\n"
+    assert kubectl(*apply, stdin=yaml) == "configmap/b serverside-applied\n"
+
+
+@test
+def conflicts_of_appliers_are_reported_and_forced(kubectl):
+    first = ("apply", "--server-side", "--field-manager=first", "-f", "-")
+    second = ("apply", "--server-side", "--field-manager=second", "-f", "-")
+    kubectl(*first, stdin=manifest("a", {"k": "1", "l": "1"}))
+    done = kubectl.run(*second, stdin=manifest("a", {"k": "2"}))
+    assert done.returncode == 1 and 'Apply failed with 1 conflict: conflict with "first": .data.k' in done.stderr, done
+    several = kubectl.fails(*second, stdin=manifest("a", {"k": "2", "l": "2"}))
+    assert 'Apply failed with 2 conflicts: conflicts with "first":\n- .data.k\n- .data.l' in several, several
+    kubectl(*second, "--force-conflicts", stdin=manifest("a", {"k": "2"}))
+    kubectl(*first, stdin=manifest("a", {"l": "1"}))
+    assert kubectl.get("cm", "a")["data"] == {"k": "2", "l": "1"}
+    kubectl(*second, stdin=manifest("a"))
+    assert kubectl.get("cm", "a")["data"] == {"l": "1"}, "a field that nobody applies any longer is still there"
+    kubectl("label", "cm", "a", "app=web", "--field-manager=third")
+    labelled = kubectl.fails(*first, stdin=manifest("a", {"l": "1"}, metadata={"labels": {"app": "db"}}))
+    assert 'conflict with "third" using v1: .metadata.labels.app' in labelled, labelled
+
+
+@test
+def client_side_apply_is_continued_by_the_server(kubectl):
+    kubectl("apply", "-f", "-", stdin=manifest("a", {"k": "1", "old": "x"}))
+    assert managers(kubectl, "a") == [("kubectl-client-side-apply", "Update")]
+    kubectl("apply", "--server-side", "-f", "-", stdin=manifest("a", {"k": "2"}))
+    assert kubectl.get("cm", "a")["data"] == {"k": "2"}
+    assert managers(kubectl, "a") == [("kubectl", "Apply")], managers(kubectl, "a")
+    assert kubectl("apply", "-f", "-", stdin=manifest("a", {"k": "3"})) == "configmap/a configured\n"
+    assert kubectl.get("cm", "a")["data"] == {"k": "3"}
+
+
+@test
+def server_side_apply_can_be_tried(kubectl):
+    apply = ("apply", "--server-side", "-f", "-")
+    assert kubectl(*apply, "--dry-run=server", stdin=manifest("a", {"k": "1"})) == "configmap/a serverside-applied (server dry run)\n"
+    assert kubectl("get", "cm", "-o", "name") == ""
+    kubectl(*apply, stdin=manifest("a", {"k": "1"}))
+    kubectl(*apply, "--dry-run=server", stdin=manifest("a", {"k": "2"}))
+    assert kubectl.get("cm", "a")["data"] == {"k": "1"}
+    compared = kubectl.run("diff", "--server-side", "-f", "-", stdin=manifest("a", {"k": "2"}))
+    assert compared.returncode == 1 and '+  k: "2"' in compared.stdout, compared
+    assert kubectl.run("diff", "--server-side", "-f", "-", stdin=manifest("a", {"k": "1"})).returncode == 0
+
+
 @test
 def dry_run_changes_nothing(kubectl):
     assert "created (server dry run)" in kubectl("apply", "--dry-run=server", "-f", "-", stdin=manifest("a", {}))

@@ -5,6 +5,8 @@ use serde::Serialize;
 use serde_json::Value;
 use slipway_core::Explain;
 
+use crate::fields::managers::{Conflict, conflict_message};
+
 /// A resource in its group, such as `configmaps` or `runs.slipway.dev`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GroupResource {
@@ -117,6 +119,12 @@ pub enum Error {
         /// What does not match.
         detail: String,
     },
+    /// Other managers have fields of an applied configuration with other values.
+    #[error("{}", conflict_message(.0))]
+    ApplyConflict(Vec<Conflict>),
+    /// An applied configuration does not fit the schema of its kind.
+    #[error("{0}")]
+    Unmergeable(String),
     /// Fields of the object are invalid.
     #[error("{kind} \"{name}\" is invalid: {}", aggregate(.errors))]
     Invalid {
@@ -200,10 +208,10 @@ pub enum RequestOptions {
 }
 
 impl RequestOptions {
-    /// The error of an invalid option.
-    pub fn invalid(self, error: FieldError) -> Error {
+    /// The error of invalid options.
+    pub fn invalid(self, errors: Vec<FieldError>) -> Error {
         let (group, kind) = ("meta.k8s.io".to_owned(), format!("{self:?}Options"));
-        Error::Invalid { group, kind, name: String::new(), errors: vec![error] }
+        Error::Invalid { group, kind, name: String::new(), errors }
     }
 }
 
@@ -225,11 +233,12 @@ impl Explain for Error {
         match self {
             Self::NotFound { .. } => "objects.not_found",
             Self::AlreadyExists { .. } => "objects.exists",
-            Self::Conflict { .. } => "objects.conflict",
+            Self::Conflict { .. } | Self::ApplyConflict(_) => "objects.conflict",
             Self::Invalid { .. }
             | Self::Undecodable { .. }
             | Self::BadRequest(_)
             | Self::Unprocessable(_)
+            | Self::Unmergeable(_)
             | Self::UnsupportedMediaType(_) => "objects.invalid",
             Self::Forbidden { .. } => "objects.forbidden",
             Self::Expired(_) => "objects.expired",
@@ -343,7 +352,9 @@ impl Error {
         let (code, reason) = match self {
             Self::NotFound { .. } => (404, "NotFound"),
             Self::AlreadyExists { .. } => (409, "AlreadyExists"),
-            Self::Conflict { .. } => (409, "Conflict"),
+            Self::Conflict { .. } | Self::ApplyConflict(_) => (409, "Conflict"),
+            // The API server reports these as failures of its own, without a reason.
+            Self::Unmergeable(_) => (500, ""),
             Self::Invalid { .. } | Self::Unprocessable(_) => (422, "Invalid"),
             Self::Forbidden { .. } => (403, "Forbidden"),
             Self::BadRequest(_) | Self::Undecodable { .. } => (400, "BadRequest"),
@@ -360,6 +371,17 @@ impl Error {
                 let causes = cause.iter().map(|cause| Cause::clone(cause)).collect();
                 Some(Details { causes, ..Details::of(resource, name) })
             }
+            Self::ApplyConflict(conflicts) => Some(Details {
+                causes: conflicts
+                    .iter()
+                    .map(|conflict| Cause {
+                        reason: "FieldManagerConflict".into(),
+                        message: format!("conflict with {}", conflict.manager),
+                        field: conflict.field.clone(),
+                    })
+                    .collect(),
+                ..Details::default()
+            }),
             Self::Invalid { group, kind, name, errors } => Some(Details {
                 name: name.clone(),
                 group: group.clone(),

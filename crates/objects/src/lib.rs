@@ -6,6 +6,7 @@
 //! | [`name`] | valid names, labels and annotations |
 //! | [`schema`] | structural schemas: which fields a kind has, and of which types |
 //! | [`selector`] | label and field selectors |
+//! | [`fields`] | managed fields and server-side apply |
 //! | [`patch`] | JSON patch, merge patch, strategic merge patch |
 //! | [`resource`] | a resource: its names, scope, schema, columns and rules; and the registry of all of them |
 //! | [`kinds`] | the kinds that every installation has: namespaces, config maps, secrets, events |
@@ -24,6 +25,7 @@ pub mod discovery;
 pub mod embedded;
 pub mod encoded;
 pub mod error;
+pub mod fields;
 pub mod kinds;
 pub mod meta;
 pub mod name;

@@ -1,9 +1,12 @@
 //! The metadata that objects of all kinds have.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::fields::Set;
 
 /// The finalizer of an object whose dependents must be deleted before it.
 pub const FOREGROUND_FINALIZER: &str = "foregroundDeletion";
@@ -54,8 +57,74 @@ pub struct ObjectMeta {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub finalizers: Vec<String>,
     /// Which client set which fields.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub managed_fields: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub managed_fields: Option<Vec<ManagedFieldsEntry>>,
+}
+
+/// The fields that one client set.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ManagedFieldsEntry {
+    /// The name that the client chose.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub manager: String,
+    /// `Apply` or `Update`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub operation: String,
+    /// The version of the objects that it wrote.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub api_version: String,
+    /// When it changed the object last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// Always `FieldsV1`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fields_type: String,
+    /// The paths of the fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fields_v1: Option<FieldsV1>,
+    /// The part of the object that it wrote, such as `status`; empty for the main part.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub subresource: String,
+}
+
+/// Paths of fields as JSON text, which is only parsed when the object is written. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct FieldsV1(Arc<RawValue>);
+
+impl FieldsV1 {
+    /// The text of a set of paths.
+    pub fn new(set: &Set) -> Self {
+        Self(serde_json::value::to_raw_value(set).expect("sets of paths are maps with text keys").into())
+    }
+
+    /// The set of paths.
+    ///
+    /// # Errors
+    /// The first fault of the text.
+    pub fn parse(&self) -> Result<Set, serde_json::Error> {
+        serde_json::from_str(self.0.get())
+    }
+}
+
+impl PartialEq for FieldsV1 {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
+impl Eq for FieldsV1 {}
+
+impl Serialize for FieldsV1 {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for FieldsV1 {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Box::<RawValue>::deserialize(deserializer).map(|raw| Self(raw.into()))
+    }
 }
 
 /// A reference to the owner of an object, which is in the same namespace or in none.

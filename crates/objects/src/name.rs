@@ -9,7 +9,11 @@ use crate::error::FieldError;
 use crate::meta::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER, ObjectMeta};
 
 /// Maximum bytes of all annotations of an object together.
-const MAX_ANNOTATIONS: usize = 256 * 1024;
+pub const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
+/// Maximum bytes of the name of a manager of fields.
+const MAX_MANAGER: usize = 128;
+/// Maximum bytes of the part of an object that a manager of fields writes.
+const MAX_SUBRESOURCE: usize = 256;
 
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and \
     end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
@@ -156,8 +160,8 @@ pub fn metadata_errors(meta: &ObjectMeta, form: NameForm) -> Vec<FieldError> {
         let faults = key_faults(&key.to_lowercase());
         errors.extend(faults.iter().map(|f| FieldError::invalid("metadata.annotations", &json!(key), f)));
     }
-    if meta.annotations.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() > MAX_ANNOTATIONS {
-        errors.push(FieldError::too_long("metadata.annotations", MAX_ANNOTATIONS));
+    if meta.annotations.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() > MAX_ANNOTATION_BYTES {
+        errors.push(FieldError::too_long("metadata.annotations", MAX_ANNOTATION_BYTES));
     }
     errors.extend(owner_errors(meta));
     for finalizer in &meta.finalizers {
@@ -169,7 +173,45 @@ pub fn metadata_errors(meta: &ObjectMeta, form: NameForm) -> Vec<FieldError> {
         let detail = format!("finalizer {ORPHAN_FINALIZER} and {FOREGROUND_FINALIZER} cannot be both set");
         errors.push(FieldError::invalid("metadata.finalizers", &json!(meta.finalizers), detail));
     }
+    for (i, entry) in meta.managed_fields.iter().flatten().enumerate() {
+        let path = format!("metadata.managedFields[{i}]");
+        errors.extend(manager_errors(&entry.manager, &format!("{path}.manager")));
+        if entry.subresource.len() > MAX_SUBRESOURCE {
+            errors.push(FieldError::too_long(format!("{path}.subresource"), MAX_SUBRESOURCE));
+        }
+    }
     errors
+}
+
+/// Checks the name of a manager of fields at a path.
+pub fn manager_errors(manager: &str, path: &str) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if manager.len() > MAX_MANAGER {
+        errors.push(FieldError::too_long(path, MAX_MANAGER));
+    }
+    for (at, c) in manager.char_indices().filter(|(_, c)| !is_printable(*c)) {
+        let detail = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+        errors.push(FieldError::invalid(path, &json!(manager), detail));
+    }
+    errors
+}
+
+/// The manager of fields that stands for a program, from the header `User-Agent`: the printable characters before the first slash.
+pub fn manager_of_user_agent(user_agent: &str) -> String {
+    let mut manager = String::new();
+    let name = user_agent.split('/').next().unwrap_or_default();
+    for c in name.chars().filter(|c| is_printable(*c)) {
+        if manager.len() + c.len_utf8() > MAX_MANAGER {
+            break;
+        }
+        manager.push(c);
+    }
+    manager
+}
+
+/// Whether Go's `unicode.IsPrint` holds, but for characters that are not assigned.
+fn is_printable(c: char) -> bool {
+    c == ' ' || !(c.is_control() || c.is_whitespace() || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{e000}'..='\u{f8ff}' | '\u{feff}'))
 }
 
 /// Checks that the finalizers of an object of the core group are those of Kubernetes, or have the domain of their controller.
@@ -250,7 +292,7 @@ mod tests {
     #[test]
     fn annotations_are_limited_together() {
         let mut meta = ObjectMeta { name: "a".into(), ..ObjectMeta::default() };
-        meta.annotations.insert("k".into(), "v".repeat(MAX_ANNOTATIONS - 1));
+        meta.annotations.insert("k".into(), "v".repeat(MAX_ANNOTATION_BYTES - 1));
         assert_eq!(metadata_errors(&meta, NameForm::Subdomain), []);
         meta.annotations.insert("l".into(), String::new());
         assert_eq!(metadata_errors(&meta, NameForm::Subdomain)[0].reason, "FieldValueTooLong");

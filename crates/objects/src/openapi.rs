@@ -9,7 +9,7 @@ use crate::resource::{Registry, Resource, metadata_schema};
 const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// The media types of patches.
-const PATCHES: &[&str] = &[crate::patch::Patch::JSON, crate::patch::Patch::MERGE, crate::patch::Patch::STRATEGIC];
+const PATCHES: &[&str] = crate::patch::Patch::MEDIA_TYPES;
 
 /// The name of the schema of a kind, as upstream names those of its own kinds.
 fn schema_name(resource: &Resource) -> String {
@@ -88,7 +88,7 @@ fn paths(resource: &Resource, v3: bool) -> Vec<(String, Value)> {
     let item_paths = json!({
         "get": operation("get", &[], &[]),
         "put": operation("put", &write, &object),
-        "patch": operation("patch", &write, PATCHES),
+        "patch": operation("patch", &["dryRun", "fieldManager", "fieldValidation", "force"], PATCHES),
         "delete": operation("delete", &["dryRun", "propagationPolicy"], &[]),
         "parameters": names.iter().map(|name| parameter(name, "path", v3)).collect::<Vec<_>>(),
     });

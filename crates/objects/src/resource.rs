@@ -65,7 +65,11 @@ pub struct Column {
 
 /// The rules of a kind, in addition to its schema. The default has none.
 pub struct Rules {
-    /// Completes an object that is created, or that replaces another.
+    /// Adds the fields that objects always have, also if they are empty.
+    pub fill: fn(&mut Object),
+    /// Sets the defaults of absent fields, which then count as set by the client.
+    pub default: fn(&mut Object),
+    /// Completes an object that is created, or that replaces another, with what the server sets.
     pub prepare: fn(&mut Object, Option<&Object>),
     /// Finds faults in an object that is created, or that replaces another.
     pub validate: fn(&Object, Option<&Object>) -> Vec<FieldError>,
@@ -80,6 +84,8 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Self {
         Self {
+            fill: |_| {},
+            default: |_| {},
             prepare: |_, _| {},
             validate: |_, _| Vec::new(),
             terminate: |_| {},
@@ -119,7 +125,7 @@ impl FieldValidation {
             "Strict" => Ok(Self::Strict),
             other => {
                 let supported = ["", "Ignore", "Strict", "Warn"].map(str::to_owned);
-                Err(options.invalid(FieldError::not_supported("fieldValidation", &json!(other), &supported)))
+                Err(options.invalid(vec![FieldError::not_supported("fieldValidation", &json!(other), &supported)]))
             }
         }
     }
@@ -157,11 +163,26 @@ impl Resource {
         Error::Invalid { group: self.group.to_owned(), kind: self.kind.to_owned(), name: name.to_owned(), errors }
     }
 
-    /// Decodes JSON as an object of this kind. Returns warnings about unknown fields, which are dropped.
+    /// The namespace, name and kind of an object in the messages of a server that is written in Go.
+    pub(crate) fn described(&self, object: &Value) -> String {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+        let version = self.api_version();
+        let version = if version.contains('/') { version } else { format!("/{version}") };
+        format!("{}/{}; {version}, Kind={}", text("namespace"), text("name"), self.kind)
+    }
+
+    /// Decodes JSON as an object of this kind. `strict` are faults of the text that the JSON was read from, such as duplicate fields. Returns
+    /// warnings about these and unknown fields, which are dropped.
     ///
     /// # Errors
-    /// [`Error::Undecodable`] for another kind, values of wrong types, and with [`FieldValidation::Strict`] unknown fields.
-    pub fn decode(&self, mut value: Value, validation: FieldValidation) -> Result<(Object, Vec<String>), Error> {
+    /// [`Error::Undecodable`] for another kind, values of wrong types, and with [`FieldValidation::Strict`] unknown fields and the faults of
+    /// the text.
+    pub fn decode(
+        &self,
+        mut value: Value,
+        validation: FieldValidation,
+        strict: &[String],
+    ) -> Result<(Object, Vec<String>), Error> {
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (kind, api_version) = (text("kind"), text("apiVersion"));
         let undecodable = |kind: &str, version: &str, detail: String| Error::Undecodable {
@@ -188,12 +209,25 @@ impl Resource {
         if let Some(first) = wrong.first() {
             return Err(refuse(&first.decoding_error(self.kind)));
         }
-        let unknown: Vec<String> = unknown.iter().map(|path| format!("unknown field {path:?}")).collect();
+        let unknown = unknown.iter().map(|path| format!("unknown field {path:?}"));
+        let unknown: Vec<String> = strict.iter().cloned().chain(unknown).collect();
         if validation == FieldValidation::Strict && !unknown.is_empty() {
             return Err(refuse(&format!("strict decoding error: {}", unknown.join(", "))));
         }
         let object = serde_json::from_value(value).map_err(|error| refuse(&error.to_string()))?;
         Ok((object, if validation == FieldValidation::Warn { unknown } else { Vec::new() }))
+    }
+
+    /// Adds the fields that objects always have, and defaults.
+    pub fn complete(&self, object: &mut Object) {
+        if object.api_version.is_empty() {
+            object.api_version = self.api_version();
+        }
+        if object.kind.is_empty() {
+            self.kind.clone_into(&mut object.kind);
+        }
+        (self.rules.fill)(object);
+        (self.rules.default)(object);
     }
 
     /// Whether an object that is being deleted must be retained for now.

@@ -158,6 +158,21 @@ pub struct WriteOptions {
     pub validation: FieldValidation,
     /// Which part is written.
     pub part: Part,
+    /// The client, as a manager of fields; empty if it is unknown.
+    pub manager: String,
+    /// Warnings about fields that the patch itself has more than once.
+    pub duplicates: Vec<String>,
+}
+
+/// How a configuration is applied.
+#[derive(Debug, Clone, Default)]
+pub struct ApplyOptions {
+    /// How the object is written.
+    pub write: WriteOptions,
+    /// Whether fields are taken over from other managers.
+    pub force: bool,
+    /// Whether the object may be created.
+    pub create: bool,
 }
 
 /// The result of a write.
@@ -167,6 +182,8 @@ pub struct Written {
     pub object: Object,
     /// Warnings for the client.
     pub warnings: Vec<String>,
+    /// Whether the object did not exist before.
+    pub is_created: bool,
 }
 
 /// What happens with the dependents of a deleted object.
@@ -250,6 +267,17 @@ pub trait ObjectStore: Send + Sync {
         name: &str,
         patch: &Patch,
         options: &WriteOptions,
+    ) -> impl Future<Output = Result<Written, Error>> + Send;
+
+    /// Merges a configuration into an object, which is created if it does not exist. Fields that the same manager applied last time and does
+    /// not apply now are removed.
+    fn apply(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        configuration: &Value,
+        options: &ApplyOptions,
     ) -> impl Future<Output = Result<Written, Error>> + Send;
 
     /// Deletes an object, or requests its deletion if it has finalizers.

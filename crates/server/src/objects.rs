@@ -10,6 +10,7 @@ mod negotiation;
 mod request;
 mod response;
 mod reviews;
+mod text;
 mod watch;
 
 use slipway_access::{Access, Resource as AccessResource, Routes, RunTokenUse};

@@ -5,6 +5,7 @@ use slipway_core::clock::{now_ms, rfc3339};
 
 use super::OTHER_CHANGE;
 use crate::error::{Error, FieldError};
+use crate::meta::ManagedFieldsEntry;
 use crate::name::{finalizer_errors, metadata_errors, name_faults};
 use crate::object::Object;
 use crate::resource::Resource;
@@ -100,7 +101,9 @@ pub(super) fn updated(
     }
     if part == Part::Status {
         let status = new.body.remove(STATUS);
+        let managed_fields = new.metadata.managed_fields.take();
         new = old.clone();
+        new.metadata.managed_fields = managed_fields;
         match status {
             Some(status) => drop(new.body.insert(STATUS.into(), status)),
             None => drop(new.body.remove(STATUS)),
@@ -124,6 +127,7 @@ pub(super) fn updated(
     if resource.counts_generations && desired(&new) != desired(old) {
         new.metadata.generation += 1;
     }
+    keep_times(&mut new, old);
     if new == *old {
         return Ok(new);
     }
@@ -141,6 +145,21 @@ pub(super) fn updated(
     }
     check(resource, &new, Some(old), errors)?;
     Ok(new)
+}
+
+/// Keeps the times of the managers if nothing else is changed, so that a write without an effect does not change the object.
+fn keep_times(new: &mut Object, old: &Object) {
+    let timeless = |entries: &[ManagedFieldsEntry]| {
+        entries.iter().map(|entry| ManagedFieldsEntry { time: None, ..entry.clone() }).collect::<Vec<_>>()
+    };
+    let (Some(given), Some(before)) = (&new.metadata.managed_fields, &old.metadata.managed_fields) else { return };
+    if given == before || timeless(given) != timeless(before) {
+        return;
+    }
+    let given = new.metadata.managed_fields.replace(before.clone());
+    if *new != *old {
+        new.metadata.managed_fields = given;
+    }
 }
 
 /// The fields of an object that are neither metadata nor status.

@@ -4,6 +4,7 @@
 //! object in between; otherwise it begins again. So a large object never delays the writes of others.
 
 mod admission;
+mod apply;
 mod codec;
 mod collector;
 mod feed;
@@ -20,12 +21,13 @@ use slipway_store::Database;
 use slipway_store::sql::Connection;
 
 use crate::error::Error;
+use crate::fields::Tracker;
 use crate::meta::ObjectMeta;
 use crate::object::Object;
 use crate::repo::{self, Key, State};
 use crate::resource::{Registry, Resource};
 use crate::seal::Sealer;
-use crate::store::{ObjectStore, WriteOptions};
+use crate::store::{ObjectStore, Part, WriteOptions};
 use codec::Codec;
 use feed::Feed;
 
@@ -36,6 +38,9 @@ const OTHER_CHANGE: &str =
 const MAX_ATTEMPTS: usize = 32;
 /// The namespace that always exists.
 const DEFAULT_NAMESPACE: &str = "default";
+
+/// The manager of fields that slipway itself sets.
+const MANAGER: &str = "slipway";
 
 /// The store of objects in slipway's own database; cheap to clone.
 #[derive(Clone)]
@@ -98,7 +103,8 @@ impl Embedded {
                 metadata: ObjectMeta { name: DEFAULT_NAMESPACE.into(), ..ObjectMeta::default() },
                 ..Object::default()
             };
-            match store.create(&namespaces, "", object, &WriteOptions::default()).await {
+            let options = WriteOptions { manager: MANAGER.into(), ..WriteOptions::default() };
+            match store.create(&namespaces, "", object, &options).await {
                 Ok(_) | Err(Error::AlreadyExists { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -144,6 +150,22 @@ impl Embedded {
         })
     }
 
+    /// Encodes a state for the database. If it is too large, without the managers of its fields.
+    fn encode_within_limit(
+        &self,
+        resource: &Resource,
+        key: &Key,
+        mut object: Object,
+    ) -> Result<(State, Object), Error> {
+        match self.encode(resource, key, &object) {
+            Err(Error::TooLarge(_)) if object.metadata.managed_fields.is_some() => {
+                object.metadata.managed_fields = None;
+                Ok((self.encode(resource, key, &object)?, object))
+            }
+            result => result.map(|state| (state, object)),
+        }
+    }
+
     /// Changes an object with `change`, which is called again with the newest state if another write came in between.
     async fn write(
         &self,
@@ -160,7 +182,7 @@ impl Embedded {
                 Outcome::Replace(object) => (object, false),
                 Outcome::Delete(object) => (object, true),
             };
-            let state = self.encode(resource, key, &object)?;
+            let (state, object) = self.encode_within_limit(resource, key, object)?;
             if dry_run {
                 // A change that does not happen has no version of its own.
                 return Ok(Applied { object: with_version(object, current.version), deleted });
@@ -192,6 +214,8 @@ impl Embedded {
         let released = self.write(resource, key, false, |current| {
             let mut object = current.object.clone();
             change(&mut object);
+            Tracker { resource, manager: MANAGER, part: Part::Main, now: now_ms() }
+                .update(Some(&current.object), &mut object);
             Ok(Outcome::of(resource, &current.object, object))
         });
         released.await.map(drop)

@@ -4,21 +4,22 @@ use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
 use ring::rand::{SecureRandom, SystemRandom};
-use serde_json::json;
+use serde_json::{Value, json};
 use slipway_core::clock::{now_ms, rfc3339};
 use slipway_store::sql::Connection;
 
-use super::{Applied, Embedded, Outcome, admission, with_version};
+use super::{Applied, Embedded, MAX_ATTEMPTS, OTHER_CHANGE, Outcome, admission, apply, with_version};
 use crate::encoded::Encoded;
 use crate::error::{Cause, Error, FieldError, GroupResource};
 use crate::meta::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER, ObjectMeta};
 use crate::object::Object;
 use crate::patch::Patch;
 use crate::repo::{self, Key};
-use crate::resource::Resource;
+use crate::resource::{FieldValidation, Resource};
+use crate::fields::Tracker;
 use crate::store::{
-    DeleteOptions, Deletion, ListOptions, ObjectStore, Page, Propagation, WatchEvent, WatchOptions, WriteOptions,
-    Written,
+    ApplyOptions, DeleteOptions, Deletion, ListOptions, ObjectStore, Page, Part, Propagation, WatchEvent, WatchOptions,
+    WriteOptions, Written,
 };
 
 /// How often a name is generated until it is not taken.
@@ -75,7 +76,7 @@ fn check_namespace(c: &Connection, key: &Key) -> Result<(), Error> {
 impl Embedded {
     async fn insert(&self, resource: &Resource, object: Object, dry_run: bool) -> Result<Object, Error> {
         let key = Self::key(resource, &object.metadata.namespace, &object.metadata.name);
-        let state = self.encode(resource, &key, &object)?;
+        let (state, object) = self.encode_within_limit(resource, &key, object)?;
         let taken = Error::AlreadyExists { resource: resource.group_resource(), name: key.name.clone() };
         let insert = move |c: &Connection| {
             check_namespace(c, &key)?;
@@ -144,6 +145,11 @@ fn unpatchable(error: Error) -> Error {
     }
 }
 
+/// Records the fields that a client writes.
+pub(super) fn tracker<'a>(resource: &'a Resource, options: &'a WriteOptions) -> Tracker<'a> {
+    Tracker { resource, manager: &options.manager, part: options.part, now: now_ms() }
+}
+
 impl ObjectStore for Embedded {
     async fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Object, Error> {
         Ok(self.read(resource, &Self::key(resource, namespace, name)).await?.object)
@@ -172,6 +178,9 @@ impl ObjectStore for Embedded {
         object: Object,
         options: &WriteOptions,
     ) -> Result<Written, Error> {
+        let mut object = object;
+        resource.complete(&mut object);
+        tracker(resource, options).update(None, &mut object);
         let is_generated = object.metadata.name.is_empty() && !object.metadata.generate_name.is_empty();
         let mut attempts = if is_generated { MAX_GENERATED_NAMES } else { 1 };
         loop {
@@ -180,7 +189,7 @@ impl ObjectStore for Embedded {
             attempts -= 1;
             match self.insert(resource, complete, options.dry_run).await {
                 Err(Error::AlreadyExists { .. }) if attempts > 0 => {}
-                result => return Ok(Written { object: result?, warnings: Vec::new() }),
+                result => return Ok(Written { object: result?, warnings: Vec::new(), is_created: true }),
             }
         }
     }
@@ -196,11 +205,14 @@ impl ObjectStore for Embedded {
         let key = Self::key(resource, namespace, name);
         let Applied { object, .. } = self
             .write(resource, &key, options.dry_run, |current| {
-                let new = admission::updated(resource, namespace, &current.object, object.clone(), options.part)?;
+                let mut new = object.clone();
+                resource.complete(&mut new);
+                tracker(resource, options).update(Some(&current.object), &mut new);
+                let new = admission::updated(resource, namespace, &current.object, new, options.part)?;
                 Ok(Outcome::of(resource, &current.object, new))
             })
             .await?;
-        Ok(Written { object, warnings: Vec::new() })
+        Ok(Written { object, warnings: Vec::new(), is_created: false })
     }
 
     async fn patch(
@@ -217,13 +229,54 @@ impl ObjectStore for Embedded {
             .write(resource, &key, options.dry_run, |current| {
                 let mut value = current.object.to_value();
                 patch.apply(&mut value, &resource.schema)?;
-                let (new, found) = resource.decode(value, options.validation).map_err(unpatchable)?;
+                let (mut new, found) =
+                    resource.decode(value, options.validation, &options.duplicates).map_err(unpatchable)?;
                 warnings = found;
+                resource.complete(&mut new);
+                tracker(resource, options).update(Some(&current.object), &mut new);
                 let new = admission::updated(resource, namespace, &current.object, new, options.part)?;
                 Ok(Outcome::of(resource, &current.object, new))
             })
             .await?;
-        Ok(Written { object, warnings })
+        Ok(Written { object, warnings, is_created: false })
+    }
+
+    async fn apply(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        configuration: &Value,
+        options: &ApplyOptions,
+    ) -> Result<Written, Error> {
+        let key = Self::key(resource, namespace, name);
+        let is_reported = options.write.validation == FieldValidation::Warn;
+        let warnings = || if is_reported { options.write.duplicates.clone() } else { Vec::new() };
+        for _ in 0..MAX_ATTEMPTS {
+            let applied = self
+                .write(resource, &key, options.write.dry_run, |current| {
+                    let new = apply::applied(resource, Some(&current.object), name, configuration, options)?;
+                    let new = admission::updated(resource, namespace, &current.object, new, options.write.part)?;
+                    Ok(Outcome::of(resource, &current.object, new))
+                })
+                .await;
+            match applied {
+                Err(Error::NotFound { name: missing, .. })
+                    if missing == name && options.create && options.write.part == Part::Main => {}
+                applied => {
+                    let object = applied?.object;
+                    return Ok(Written { object, warnings: warnings(), is_created: false });
+                }
+            }
+            let new = apply::applied(resource, None, name, configuration, options)?;
+            let new = admission::created(resource, namespace, new, "")?;
+            match self.insert(resource, new, options.write.dry_run).await {
+                // Another request has created it first.
+                Err(Error::AlreadyExists { .. }) => {}
+                result => return Ok(Written { object: result?, warnings: warnings(), is_created: true }),
+            }
+        }
+        Err(resource.conflict(name, OTHER_CHANGE))
     }
 
     async fn delete(

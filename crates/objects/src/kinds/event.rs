@@ -61,16 +61,22 @@ pub(super) fn resource() -> Resource {
             }),
             ("type", |object| object.text(&["type"]).to_owned()),
         ],
-        rules: Rules { prepare, validate, ..Rules::default() },
+        rules: Rules { fill, validate, ..Rules::default() },
     }
 }
 
 /// Events always have these fields, also if they are empty.
-fn prepare(new: &mut Object, _: Option<&Object>) {
-    for (field, empty) in
-        [("eventTime", Value::Null), ("reportingComponent", json!("")), ("reportingInstance", json!(""))]
-    {
-        new.body.entry(field).or_insert(empty);
+fn fill(event: &mut Object) {
+    for (field, empty) in [
+        ("involvedObject", json!({})),
+        ("source", json!({})),
+        ("eventTime", Value::Null),
+        ("firstTimestamp", Value::Null),
+        ("lastTimestamp", Value::Null),
+        ("reportingComponent", json!("")),
+        ("reportingInstance", json!("")),
+    ] {
+        event.body.entry(field).or_insert(empty);
     }
 }
 

@@ -92,16 +92,16 @@ mod tests {
         let registry = registry();
         let resource = registry.find("", "configmaps").unwrap();
         let manifest = || json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "dato": {}});
-        let strict = resource.decode(manifest(), FieldValidation::Strict).unwrap_err();
+        let strict = resource.decode(manifest(), FieldValidation::Strict, &[]).unwrap_err();
         assert_eq!(
             strict.to_string(),
             "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: unknown field \"dato\""
         );
-        let (object, warnings) = resource.decode(manifest(), FieldValidation::Warn).unwrap();
+        let (object, warnings) = resource.decode(manifest(), FieldValidation::Warn, &[]).unwrap();
         assert_eq!(warnings, ["unknown field \"dato\""]);
         assert!(object.body.is_empty());
-        assert!(resource.decode(json!({"kind": "Secret"}), FieldValidation::Ignore).is_err());
-        assert!(resource.decode(json!([]), FieldValidation::Ignore).is_err());
-        assert!(resource.decode(json!({"metadata": {"labels": {"a": 1}}}), FieldValidation::Ignore).is_err());
+        assert!(resource.decode(json!({"kind": "Secret"}), FieldValidation::Ignore, &[]).is_err());
+        assert!(resource.decode(json!([]), FieldValidation::Ignore, &[]).is_err());
+        assert!(resource.decode(json!({"metadata": {"labels": {"a": 1}}}), FieldValidation::Ignore, &[]).is_err());
     }
 }

@@ -35,6 +35,12 @@ pub(super) fn resource() -> Resource {
         columns: vec![name_column(), status, age_column()],
         selectable: &[("status.phase", |object| object.text(&["status", "phase"]).to_owned())],
         rules: Rules {
+            fill: |namespace| {
+                for field in ["spec", "status"] {
+                    namespace.body.entry(field).or_insert_with(|| json!({}));
+                }
+            },
+            default,
             prepare,
             terminate: |object| {
                 object.metadata.deletion_grace_period_seconds = None;
@@ -47,8 +53,15 @@ pub(super) fn resource() -> Resource {
     }
 }
 
+fn default(namespace: &mut Object) {
+    if !namespace.metadata.name.is_empty() {
+        namespace.metadata.labels.insert(NAME_LABEL.into(), namespace.metadata.name.clone());
+    }
+}
+
 fn prepare(new: &mut Object, old: Option<&Object>) {
-    new.metadata.labels.insert(NAME_LABEL.into(), new.metadata.name.clone());
+    // The name may have been generated.
+    default(new);
     match old {
         None => {
             // Released by the garbage collector once the namespace is empty.

@@ -44,11 +44,11 @@ pub(super) fn resource() -> Resource {
         schema: embedded_schema(include_str!("../../schemas/secret.json")),
         columns: vec![name_column(), kind, data, age_column()],
         selectable: &[("type", |object| object.text(&["type"]).to_owned())],
-        rules: Rules { prepare, validate, ..Rules::default() },
+        rules: Rules { default, validate, ..Rules::default() },
     }
 }
 
-fn prepare(new: &mut Object, _: Option<&Object>) {
+fn default(new: &mut Object) {
     if new.text(&["type"]).is_empty() {
         new.body.insert("type".into(), json!("Opaque"));
     }
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn string_data_is_moved_into_data() {
         let mut object = secret(json!({"data": {"a": "MQ=="}, "stringData": {"b": "2"}}));
-        prepare(&mut object, None);
+        default(&mut object);
         assert_eq!(object.body, secret(json!({"type": "Opaque", "data": {"a": "MQ==", "b": "Mg=="}})).body);
     }
 

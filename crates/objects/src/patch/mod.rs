@@ -30,6 +30,10 @@ impl Patch {
     pub const MERGE: &str = "application/merge-patch+json";
     /// The media type of strategic merge patches.
     pub const STRATEGIC: &str = "application/strategic-merge-patch+json";
+    /// The media type of configurations that are applied.
+    pub const APPLY: &str = "application/apply-patch+yaml";
+    /// All media types of patches, in the order in which the API server lists them.
+    pub const MEDIA_TYPES: &[&str] = &[Self::JSON, Self::MERGE, Self::STRATEGIC, Self::APPLY];
 
     /// Applies the patch to an object with this schema.
     ///

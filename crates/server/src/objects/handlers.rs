@@ -6,11 +6,12 @@ use serde_json::json;
 use slipway_access::Verb;
 use slipway_objects::embedded::Embedded;
 use slipway_objects::error::{FieldError, RequestOptions, Status};
-use slipway_objects::store::{Deletion, ListOptions, ObjectStore, Page, parse_version};
+use slipway_objects::store::{ApplyOptions, Deletion, ListOptions, ObjectStore, Page, Part, parse_version};
 use slipway_objects::{Encoded, Error, Object, Resource};
 
 use super::request::{Call, Target};
 use super::response::{Failure, View, json_response};
+use super::text::Text;
 use super::watch;
 
 /// The parameter that says how the version of a list is meant.
@@ -43,11 +44,11 @@ fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
     let exact_version = match (call.query.text(MATCH), version) {
         (given, _) if !given.is_empty() && call.query.text("resourceVersion").is_empty() => {
             let detail = "resourceVersionMatch is forbidden unless resourceVersion is provided";
-            return Err(RequestOptions::List.invalid(FieldError::forbidden(MATCH, detail)));
+            return Err(RequestOptions::List.invalid(vec![FieldError::forbidden(MATCH, detail)]));
         }
         ("Exact", None) => {
             let detail = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
-            return Err(RequestOptions::List.invalid(FieldError::forbidden(MATCH, detail)));
+            return Err(RequestOptions::List.invalid(vec![FieldError::forbidden(MATCH, detail)]));
         }
         ("Exact", version) => version,
         // A page of a certain version was exact before there was this parameter.
@@ -56,7 +57,7 @@ fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
         ("" | "NotOlderThan", _) => None,
         (other, _) => {
             let supported = ["Exact", "NotOlderThan", ""].map(str::to_owned);
-            return Err(RequestOptions::List.invalid(FieldError::not_supported(MATCH, &json!(other), &supported)));
+            return Err(RequestOptions::List.invalid(vec![FieldError::not_supported(MATCH, &json!(other), &supported)]));
         }
     };
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -67,7 +68,7 @@ pub(super) async fn create(target: Target, store: Embedded, call: Call) -> Resul
     call.authorize(&target, Verb::Create).await?;
     let view = View::of(&call)?;
     let options = call.write_options(target.part, RequestOptions::Create)?;
-    let (object, warnings) = target.resource.decode(call.value(target.resource.kind)?, options.validation)?;
+    let (object, warnings) = call.object(&target.resource, options.validation)?;
     let mut written = store.create(&target.resource, &call.namespace, object, &options).await?;
     written.warnings = warnings;
     Ok(view.written(StatusCode::CREATED, &target.resource, &written))
@@ -77,7 +78,7 @@ pub(super) async fn update(target: Target, store: Embedded, call: Call) -> Resul
     call.authorize(&target, Verb::Update).await?;
     let view = View::of(&call)?;
     let options = call.write_options(target.part, RequestOptions::Update)?;
-    let (object, warnings) = target.resource.decode(call.value(target.resource.kind)?, options.validation)?;
+    let (object, warnings) = call.object(&target.resource, options.validation)?;
     let mut written = store.update(&target.resource, &call.namespace, &call.name, object, &options).await?;
     written.warnings = warnings;
     Ok(view.written(StatusCode::OK, &target.resource, &written))
@@ -86,9 +87,27 @@ pub(super) async fn update(target: Target, store: Embedded, call: Call) -> Resul
 pub(super) async fn patch(target: Target, store: Embedded, call: Call) -> Result {
     call.authorize(&target, Verb::Patch).await?;
     let view = View::of(&call)?;
-    let options = call.write_options(target.part, RequestOptions::Patch)?;
-    let written = store.patch(&target.resource, &call.namespace, &call.name, &call.patch()?, &options).await?;
-    Ok(view.written(StatusCode::OK, &target.resource, &written))
+    let mut write = call.write_options(target.part, RequestOptions::Patch)?;
+    let (resource, namespace, name) = (&target.resource, &call.namespace, &call.name);
+    if call.is_apply() {
+        let Text { value, duplicates } = call.configuration()?;
+        write.duplicates = duplicates;
+        let creation = call.authorize(&target, Verb::Create).await;
+        let options = ApplyOptions { write, force: call.query.flag("force"), create: creation.is_ok() };
+        let written = match store.apply(resource, namespace, name, &value, &options).await {
+            Err(Error::NotFound { name: missing, .. }) if missing == *name && target.part == Part::Main => {
+                creation?;
+                return Err(resource.not_found(name).into());
+            }
+            result => result?,
+        };
+        let status = if written.is_created { StatusCode::CREATED } else { StatusCode::OK };
+        return Ok(view.written(status, resource, &written));
+    }
+    let (patch, duplicates) = call.patch()?;
+    write.duplicates = duplicates;
+    let written = store.patch(resource, namespace, name, &patch, &write).await?;
+    Ok(view.written(StatusCode::OK, resource, &written))
 }
 
 pub(super) async fn delete(target: Target, store: Embedded, call: Call) -> Result {

@@ -16,10 +16,15 @@ use slipway_objects::patch::Patch;
 use slipway_objects::resource::FieldValidation;
 use slipway_objects::selector::{FieldSelector, LabelSelector};
 use slipway_objects::store::{DeleteOptions, Part, Propagation, Selection, WriteOptions};
-use slipway_objects::{Error, Resource, protobuf};
+use slipway_objects::name::{manager_errors, manager_of_user_agent};
+use slipway_objects::{Error, Object, Resource, protobuf};
 
 use super::MAX_BODY_BYTES;
 use super::response::Failure;
+use super::text::{self, Objects, Text};
+
+/// The media type of YAML.
+const YAML: &str = "application/yaml";
 
 /// What a route is about.
 #[derive(Debug, Clone)]
@@ -69,6 +74,11 @@ impl Parameters {
     /// The value of a parameter; empty without it.
     pub(super) fn text(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
+    }
+
+    /// Whether a parameter is given.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| !value.is_empty())
     }
 
     /// Whether a parameter is true. As in the API server, every value but `false` and `0` is.
@@ -151,6 +161,28 @@ impl Call {
 
     /// The object in the body, which should be of this kind: JSON, YAML or protobuf.
     pub(super) fn value(&self, kind: &str) -> Result<Value, Error> {
+        Ok(self.text(kind)?.value)
+    }
+
+    /// The object in the body, decoded as one of this resource, and warnings.
+    pub(super) fn object(
+        &self,
+        resource: &Resource,
+        validation: FieldValidation,
+    ) -> Result<(Object, Vec<String>), Error> {
+        let Text { value, duplicates } = self.text(resource.kind)?;
+        let is_yaml = self.content_type() == YAML;
+        let strict = match validation {
+            _ if duplicates.is_empty() => Vec::new(),
+            FieldValidation::Strict if is_yaml => vec![text::yaml_error(&duplicates)],
+            _ if is_yaml => duplicates,
+            _ => duplicate_fields(&duplicates),
+        };
+        resource.decode(value, validation, &strict)
+    }
+
+    /// The text of the body.
+    fn text(&self, kind: &str) -> Result<Text, Error> {
         let malformed = |detail: String| {
             Error::BadRequest(format!(
                 "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; {detail} ({})",
@@ -159,10 +191,10 @@ impl Call {
         };
         match self.content_type() {
             "" | "application/json" => {
-                let parsed = serde_json::from_slice::<Value>(&self.body);
+                let parsed = text::json(&self.body, Objects::Merge);
                 let parsed =
                     parsed.map_err(|e| malformed(format!("json parse error: {}", json_error(&self.body, &e))))?;
-                let found = match &parsed {
+                let found = match &parsed.value {
                     Value::Object(_) => return Ok(parsed),
                     Value::Array(_) => "array",
                     Value::String(_) => "string",
@@ -172,8 +204,11 @@ impl Call {
                 };
                 Err(malformed(format!("json parse error: json: cannot unmarshal {found} into Go value of type struct")))
             }
-            "application/yaml" => serde_saphyr::from_slice(&self.body).map_err(|error| malformed(error.to_string())),
-            protobuf::MEDIA_TYPE => protobuf::decode(&self.body).map_err(malformed),
+            YAML => text::yaml(&self.body).map_err(|error| malformed(error.to_string())),
+            protobuf::MEDIA_TYPE => {
+                let value = protobuf::decode(&self.body).map_err(malformed)?;
+                Ok(Text { value, duplicates: Vec::new() })
+            }
             _ => {
                 let accepted = format!("application/json, application/yaml, {}", protobuf::MEDIA_TYPE);
                 Err(Error::UnsupportedMediaType(accepted))
@@ -181,21 +216,41 @@ impl Call {
         }
     }
 
-    /// The patch in the body.
-    pub(super) fn patch(&self) -> Result<Patch, Error> {
+    /// Whether the body is a configuration that is applied.
+    pub(super) fn is_apply(&self) -> bool {
+        self.content_type() == Patch::APPLY
+    }
+
+    /// The configuration in the body, which is applied, and the messages about keys that it has more than once.
+    pub(super) fn configuration(&self) -> Result<Text, Error> {
+        let malformed = |detail: &dyn std::fmt::Display| Error::BadRequest(format!("error decoding YAML: {detail}"));
+        let text = text::yaml(&self.body).map_err(|error| malformed(&error))?;
+        match &text.value {
+            Value::Object(_) => Ok(text),
+            Value::Null => Ok(Text { value: json!({}), ..text }),
+            _ => Err(malformed(&"error unmarshaling JSON: the configuration is not an object")),
+        }
+    }
+
+    /// The patch in the body, and warnings about fields that it has more than once.
+    pub(super) fn patch(&self) -> Result<(Patch, Vec<String>), Error> {
         let kind: fn(Value) -> Patch = match self.content_type() {
             Patch::JSON => Patch::Json,
             Patch::MERGE => Patch::Merge,
             Patch::STRATEGIC => Patch::Strategic,
             _ => {
-                let accepted = [Patch::JSON, Patch::MERGE, Patch::STRATEGIC].join(", ");
-                return Err(Error::UnsupportedMediaType(accepted));
+                return Err(Error::UnsupportedMediaType(Patch::MEDIA_TYPES.join(", ")));
             }
         };
         let malformed = |error: serde_json::Error| {
             Error::BadRequest(format!("error decoding patch: {}", json_error(&self.body, &error)))
         };
-        serde_json::from_slice(&self.body).map(kind).map_err(malformed)
+        let Text { value, duplicates } = text::json(&self.body, Objects::Replace).map_err(malformed)?;
+        let mut duplicates = duplicate_fields(&duplicates);
+        if self.content_type() == Patch::JSON {
+            duplicates.iter_mut().for_each(|message| message.insert_str(0, "json patch "));
+        }
+        Ok((kind(value), duplicates))
     }
 
     /// Which objects a list or watch selects.
@@ -209,9 +264,36 @@ impl Call {
 
     /// How an object is written.
     pub(super) fn write_options(&self, part: Part, options: RequestOptions) -> Result<WriteOptions, Error> {
-        let dry_run = is_dry_run(self.query.text("dryRun"), options)?;
-        let validation = FieldValidation::parse(self.query.text("fieldValidation"), options)?;
-        Ok(WriteOptions { dry_run, validation, part })
+        let mut errors = Vec::new();
+        let given = self.query.text("fieldManager");
+        if options == RequestOptions::Patch {
+            if self.is_apply() && given.is_empty() {
+                errors.push(FieldError::required("fieldManager", "is required for apply patch"));
+            }
+            if !self.is_apply() && self.query.has("force") {
+                errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
+            }
+        }
+        errors.extend(manager_errors(given, "fieldManager"));
+        let (mut dry_run, mut validation) = (false, FieldValidation::default());
+        match is_dry_run(self.query.text("dryRun"), options) {
+            Err(Error::Invalid { errors: more, .. }) => errors.extend(more),
+            result => dry_run = result?,
+        }
+        match FieldValidation::parse(self.query.text("fieldValidation"), options) {
+            Err(Error::Invalid { errors: more, .. }) => errors.extend(more),
+            result => validation = result?,
+        }
+        if !errors.is_empty() {
+            return Err(options.invalid(errors));
+        }
+        let manager = if given.is_empty() {
+            let user_agent = self.headers.get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
+            manager_of_user_agent(&user_agent.unwrap_or_default())
+        } else {
+            given.to_owned()
+        };
+        Ok(WriteOptions { dry_run, validation, part, manager, duplicates: Vec::new() })
     }
 
     /// How an object is deleted: the body, or without one the query.
@@ -233,12 +315,12 @@ impl Call {
             (Some(policy), Some(_)) => {
                 let detail = "orphanDependents and deletionPropagation cannot be both set";
                 let error = FieldError::invalid("propagationPolicy", &json!(policy), detail);
-                return Err(RequestOptions::Delete.invalid(error));
+                return Err(RequestOptions::Delete.invalid(vec![error]));
             }
             (Some(other), None) => {
                 let supported = ["Foreground", "Background", "Orphan", "nil"].map(str::to_owned);
                 let error = FieldError::not_supported("propagationPolicy", &json!(other), &supported);
-                return Err(RequestOptions::Delete.invalid(error));
+                return Err(RequestOptions::Delete.invalid(vec![error]));
             }
         };
         let requested = body.dry_run.unwrap_or_default();
@@ -251,12 +333,20 @@ impl Call {
     }
 }
 
+/// The messages about fields that occur more than once.
+fn duplicate_fields(paths: &[String]) -> Vec<String> {
+    paths.iter().map(|path| format!("duplicate field {path:?}")).collect()
+}
+
 /// Reads the parameter `dryRun`, one of the options of a request.
 fn is_dry_run(value: &str, options: RequestOptions) -> Result<bool, Error> {
     match value {
         "" => Ok(false),
         "All" => Ok(true),
-        other => Err(options.invalid(FieldError::not_supported("dryRun", &json!([other]), &["All".to_owned()]))),
+        other => {
+            let error = FieldError::not_supported("dryRun", &json!([other]), &["All".to_owned()]);
+            Err(options.invalid(vec![error]))
+        }
     }
 }
 

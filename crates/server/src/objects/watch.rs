@@ -34,7 +34,7 @@ pub(super) async fn respond(target: Target, store: Embedded, call: Call) -> Resu
     let send_initial_events = call.query.flag("sendInitialEvents");
     if send_initial_events && call.query.text(MATCH) != "NotOlderThan" {
         let detail = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
-        return Err(RequestOptions::List.invalid(FieldError::forbidden(MATCH, detail)).into());
+        return Err(RequestOptions::List.invalid(vec![FieldError::forbidden(MATCH, detail)]).into());
     }
     let options = WatchOptions {
         selection: call.selection()?,
