@@ -40,13 +40,12 @@ use crate::participant::Participant;
 use crate::{Api, KubeError, Resource};
 
 pub use crate::names::{FINALIZER, RUN_LABEL};
+pub use slipway_exec::manifest::DEFINITION;
 pub use claims::Claims;
 pub use queues::DefaultQueues;
 
 /// `slipway.dev/v1 Run`.
 pub const RUN: Resource<'static> = Resource { group: "slipway.dev", version: "v1", kind: "Run", plural: "runs" };
-/// The CustomResourceDefinition of [`RUN`], as YAML.
-pub const DEFINITION: &str = include_str!("../../../../deploy/helm/slipway/files/runs.yaml");
 /// Name of the lease for leader election.
 const LEASE_NAME: &str = "slipway-runs";
 /// Maximum bytes of one read from a log.
