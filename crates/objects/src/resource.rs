@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::definition::PrinterColumn;
 use crate::error::{Error, FieldError, GroupResource, RequestOptions};
 use crate::name::NameForm;
 use crate::object::Object;
-use crate::schema::{Findings, Schema, Type};
+use crate::schema::{Findings, Schema, Type, WrongType};
 
 /// A resource of the API.
 pub struct Resource {
@@ -24,8 +25,17 @@ pub struct Resource {
     pub singular: &'static str,
     /// Shorter names that kubectl accepts.
     pub short_names: &'static [&'static str],
+    /// Groups of resources that kubectl shows together, such as `all`.
+    pub categories: Vec<&'static str>,
     /// Whether objects are in namespaces.
     pub namespaced: bool,
+    /// Whether the kind is defined by a custom resource definition: strategic merge patches are refused, and fields that were invalid before a
+    /// change do not prevent it.
+    pub is_custom: bool,
+    /// Whether only this program creates, changes and deletes objects.
+    pub is_read_only: bool,
+    /// Whether objects have a log, with a route of its own.
+    pub has_log: bool,
     /// Whether the status has a route of its own, and is ignored by all others.
     pub has_status: bool,
     /// Whether changes of the desired state are counted in `metadata.generation`.
@@ -53,14 +63,35 @@ pub type SelectableField = (&'static str, fn(&Object) -> String);
 pub struct Column {
     /// The heading.
     pub name: &'static str,
+    /// The type of OpenAPI, or `date`.
+    pub kind: &'static str,
     /// The format of OpenAPI, such as `name`; usually empty.
     pub format: &'static str,
     /// What the column shows.
     pub description: &'static str,
     /// 0 for columns that are always shown, 1 for those of `-o wide`.
     pub priority: u8,
-    /// The cell of an object; times are relative to the second argument, in milliseconds.
-    pub cell: fn(&Object, i64) -> Value,
+    /// The cells.
+    pub cell: Cell,
+}
+
+/// How the cells of a column are made.
+#[derive(Clone, Copy)]
+pub enum Cell {
+    /// By this program. Times are relative to the second argument, in milliseconds since the Unix epoch.
+    Computed(fn(&Object, i64) -> Value),
+    /// As a custom resource definition says.
+    Printed(&'static PrinterColumn),
+}
+
+impl Cell {
+    /// The cell of an object; times are relative to `now`, in milliseconds since the Unix epoch.
+    pub fn value(self, object: &Object, now: i64) -> Value {
+        match self {
+            Self::Computed(compute) => compute(object, now),
+            Self::Printed(column) => column.cell(object, now),
+        }
+    }
 }
 
 /// The rules of a kind, in addition to its schema. The default has none.
@@ -185,6 +216,10 @@ impl Resource {
         fields.insert("apiVersion".into(), json!(self.api_version()));
         fields.insert("kind".into(), json!(self.kind));
         let Findings { unknown, wrong } = self.schema.decode(&mut value);
+        if self.is_custom && !wrong.is_empty() {
+            let name = value["metadata"]["name"].as_str().unwrap_or_default();
+            return Err(self.invalid(name, wrong.iter().map(WrongType::field_error).collect()));
+        }
         if let Some(first) = wrong.first() {
             return Err(refuse(&first.decoding_error(self.kind)));
         }

@@ -30,7 +30,7 @@ pub fn table(
     let describe = |column: &Column| {
         json!({
             "name": column.name,
-            "type": "string",
+            "type": column.kind,
             "format": column.format,
             "description": column.description,
             "priority": column.priority,
@@ -38,7 +38,7 @@ pub fn table(
     };
     let columns: Vec<Value> = resource.columns.iter().filter(|_| with_columns).map(describe).collect();
     let row = |object: &Object| {
-        let cells: Vec<Value> = resource.columns.iter().map(|column| (column.cell)(object, now)).collect();
+        let cells: Vec<Value> = resource.columns.iter().map(|column| column.cell.value(object, now)).collect();
         match include {
             IncludeObject::None => json!({"cells": cells, "object": null}),
             IncludeObject::Metadata => json!({"cells": cells, "object": partial_metadata(object)}),

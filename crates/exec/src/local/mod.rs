@@ -217,17 +217,20 @@ impl LocalProcesses {
         .await
     }
 
+    /// Cancels a run, and deletes it as soon as it has ended. Returns before that, and does nothing if there is no such run.
+    ///
+    /// # Errors
+    /// [`ExecError::Io`] when the request cannot be recorded.
+    pub async fn request_removal(&self, namespace: &str, name: &str) -> Result<(), ExecError> {
+        match self.request_end(namespace, name, true).await {
+            Err(ExecError::NotFound(_)) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     /// Waits until runs have changed since the last call, and returns their namespaces and names; first those of all runs. For one caller.
     pub async fn changes(&self) -> Vec<(String, String)> {
         self.inner.runs.changes().await
-    }
-
-    /// When the log of an attempt was last written to, in milliseconds since the Unix epoch; `None` if there is no log.
-    pub async fn log_written_at(&self, namespace: &str, name: &str, attempt: u32) -> Option<i64> {
-        let path = self.inner.runs.folder(&key(namespace, name)).join(attempt.to_string()).join("log");
-        let modified = tokio::fs::metadata(path).await.ok()?.modified().ok()?;
-        let since_epoch = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
-        i64::try_from(since_epoch.as_millis()).ok()
     }
 
     /// Cancels a run. With `delete`, the run is also deleted as soon as it has ended.

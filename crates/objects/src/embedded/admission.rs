@@ -148,6 +148,36 @@ fn desired(object: &Object) -> impl PartialEq + use<'_> {
     object.body.iter().filter(|(field, _)| *field != STATUS).collect::<Vec<(&String, &Value)>>()
 }
 
+/// Completes an object that has its identity already. Its fields are not checked.
+pub(super) fn imported(resource: &Resource, mut object: Object) -> Object {
+    object.api_version = resource.api_version();
+    object.kind = resource.kind.to_owned();
+    object.metadata.resource_version.clear();
+    (resource.rules.prepare)(&mut object, None);
+    object
+}
+
+/// Checks the fields of an object by its schema.
+fn schema_errors(resource: &Resource, new: &Object, old: Option<&Object>) -> Vec<FieldError> {
+    let fields = |object: &Object| {
+        let mut fields = object.body.clone();
+        if !resource.schema.rules.is_empty() {
+            // The only metadata that the rules of a definition can use.
+            let meta = &object.metadata;
+            fields.insert("metadata".into(), json!({"name": meta.name, "generateName": meta.generate_name}));
+        }
+        Value::Object(fields)
+    };
+    let old = old.filter(|_| resource.is_custom).map(fields);
+    let mut errors = resource.schema.validate_change(&fields(new), old.as_ref(), "");
+    // As in the API server (`CRDValidationRatcheting`), a fault that the object has already does not prevent other changes.
+    if let Some(old) = old.filter(|_| !errors.is_empty()) {
+        let known = resource.schema.validate(&old, "");
+        errors.retain(|error| !known.contains(error));
+    }
+    errors
+}
+
 fn check(resource: &Resource, new: &Object, old: Option<&Object>, mut errors: Vec<FieldError>) -> Result<(), Error> {
     errors.extend(metadata_errors(&new.metadata, resource.names));
     if resource.group.is_empty() {
@@ -158,7 +188,7 @@ fn check(resource: &Resource, new: &Object, old: Option<&Object>, mut errors: Ve
         let faults = name_faults(crate::name::NameForm::Label, namespace);
         errors.extend(faults.iter().map(|f| FieldError::invalid("metadata.namespace", &json!(namespace), f)));
     }
-    errors.extend(resource.schema.validate(&Value::Object(new.body.clone()), ""));
+    errors.extend(schema_errors(resource, new, old));
     errors.extend((resource.rules.validate)(new, old));
     if errors.is_empty() { Ok(()) } else { Err(resource.invalid(&new.metadata.name, errors)) }
 }

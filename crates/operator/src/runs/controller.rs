@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
 use slipway_exec::lifecycle::{self, Action, Observation, Outcome, TRANSIENT_REASONS};
+use slipway_exec::queue::Queue;
 use slipway_exec::{Phase, QueueSystem, RunStatus, TokenRequest, Tracked, Tracker, tracked_id};
 use tokio::sync::{mpsc, watch};
 
@@ -22,7 +23,6 @@ use super::queues::{self, Queues, Unplaceable};
 use super::{Key, RUN, Settings, usage};
 use crate::api::POD;
 use crate::names::{self, RUN_LABEL};
-use crate::queue::Queue;
 use crate::{Api, KubeError, Resource};
 
 /// Number of runs that are reconciled concurrently.

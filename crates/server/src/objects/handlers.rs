@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::json;
-use slipway_access::Verb;
+use slipway_access::{Resource as AccessResource, Verb};
 use slipway_objects::embedded::Embedded;
 use slipway_objects::error::{FieldError, RequestOptions, Status};
 use slipway_objects::store::{Deletion, ListOptions, ObjectStore, Page, parse_version};
@@ -65,12 +65,25 @@ fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
 
 pub(super) async fn create(target: Target, store: Embedded, call: Call) -> Result {
     call.authorize(&target, Verb::Create).await?;
+    check_executor(&target)?;
     let view = View::of(&call)?;
     let options = call.write_options(target.part, RequestOptions::Create)?;
     let (object, warnings) = target.resource.decode(call.value(target.resource.kind)?, options.validation)?;
     let mut written = store.create(&target.resource, &call.namespace, object, &options).await?;
     written.warnings = warnings;
     Ok(view.written(StatusCode::CREATED, &target.resource, &written))
+}
+
+/// Refuses runs that nothing would execute.
+fn check_executor(target: &Target) -> std::result::Result<(), Error> {
+    let detail = match &target.executor {
+        _ if target.access != AccessResource::Runs => return Ok(()),
+        Some(executor) if executor.get().is_some() => return Ok(()),
+        Some(_) => "runs need a running server with authentication",
+        None => "servers that share a database do not execute objects of the kind Run; use `slipway run submit`",
+    };
+    let resource = target.resource.group_resource();
+    Err(Error::Forbidden { resource, name: String::new(), detail: detail.to_owned(), cause: None })
 }
 
 pub(super) async fn update(target: Target, store: Embedded, call: Call) -> Result {
@@ -87,7 +100,7 @@ pub(super) async fn patch(target: Target, store: Embedded, call: Call) -> Result
     call.authorize(&target, Verb::Patch).await?;
     let view = View::of(&call)?;
     let options = call.write_options(target.part, RequestOptions::Patch)?;
-    let written = store.patch(&target.resource, &call.namespace, &call.name, &call.patch()?, &options).await?;
+    let written = store.patch(&target.resource, &call.namespace, &call.name, &call.patch(&target.resource)?, &options).await?;
     Ok(view.written(StatusCode::OK, &target.resource, &written))
 }
 

@@ -18,7 +18,7 @@ use slipway_objects::selector::{FieldSelector, LabelSelector};
 use slipway_objects::store::{DeleteOptions, Part, Propagation, Selection, WriteOptions};
 use slipway_objects::{Error, Resource, protobuf};
 
-use super::MAX_BODY_BYTES;
+use super::{MAX_BODY_BYTES, RunExecutor};
 use super::response::Failure;
 
 /// What a route is about.
@@ -30,6 +30,8 @@ pub(super) struct Target {
     pub(super) access: AccessResource,
     /// The part of an object.
     pub(super) part: Part,
+    /// Executes runs.
+    pub(super) executor: RunExecutor,
 }
 
 impl Target {
@@ -182,13 +184,14 @@ impl Call {
     }
 
     /// The patch in the body.
-    pub(super) fn patch(&self) -> Result<Patch, Error> {
+    pub(super) fn patch(&self, resource: &Resource) -> Result<Patch, Error> {
         let kind: fn(Value) -> Patch = match self.content_type() {
             Patch::JSON => Patch::Json,
             Patch::MERGE => Patch::Merge,
-            Patch::STRATEGIC => Patch::Strategic,
+            Patch::STRATEGIC if !resource.is_custom => Patch::Strategic,
             _ => {
-                let accepted = [Patch::JSON, Patch::MERGE, Patch::STRATEGIC].join(", ");
+                let accepted = &[Patch::JSON, Patch::MERGE, Patch::STRATEGIC][..if resource.is_custom { 2 } else { 3 }];
+                let accepted = accepted.join(", ");
                 return Err(Error::UnsupportedMediaType(accepted));
             }
         };
