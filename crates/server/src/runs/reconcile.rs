@@ -106,8 +106,9 @@ fn follow(object: &Object, status: &RunStatus, run: &Submitted, stored: &[Object
             actions.push(Action::ReplaceSpec(Box::new(desired)));
         }
     }
-    if *status != run.status {
-        actions.push(Action::SetStatus(Box::new(run.status.clone())));
+    let next = published(&run.status);
+    if *status != next {
+        actions.push(Action::SetStatus(Box::new(next)));
     }
     for attempt in &run.status.attempts {
         let pod = pods::of_attempt(&run.manifest, &run.status, attempt);
@@ -122,6 +123,15 @@ fn follow(object: &Object, status: &RunStatus, run: &Submitted, stored: &[Object
         actions.extend(expiry(object, &run.status, now));
     }
     actions
+}
+
+/// The status for the object. The usage of GPUs changes all the time, so it is written once the attempt has ended.
+fn published(status: &RunStatus) -> RunStatus {
+    let mut status = status.clone();
+    for attempt in status.attempts.iter_mut().filter(|attempt| attempt.finished_at.is_none()) {
+        attempt.gpus.clear();
+    }
+    status
 }
 
 /// Whether a stored pod is up to date.
