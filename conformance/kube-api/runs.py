@@ -35,8 +35,8 @@ def test(function=None, **settings):
 
 
 def manifest(name, command, metadata=None, **spec):
-    """A manifest that is valid in a cluster too."""
-    spec = {"image": "registry.example/tool:1", "command": ["sh", "-c", command], "terminationGracePeriodSeconds": 1, **spec}
+    """A manifest that is valid in a cluster too. The command is a list, or text for a shell."""
+    spec = {"image": "registry.example/tool:1", "command": command if isinstance(command, list) else ["sh", "-c", command], "terminationGracePeriodSeconds": 1, **spec}
     return json.dumps({"apiVersion": "slipway.dev/v1", "kind": "Run", "metadata": {"name": name, **(metadata or {})}, "spec": spec})
 
 
@@ -101,7 +101,7 @@ def failed_run_is_described_with_its_events(kubectl, folder):
 
 @test
 def runs_that_cannot_start_fail_with_a_message(kubectl, folder):
-    kubectl("apply", "-f", "-", stdin=manifest("unknown", "", command=["no-such-program"]))
+    apply(kubectl, "unknown", ["no-such-program"])
     apply(kubectl, "gpus", "true", resources={"limits": {"nvidia.com/gpu": 64}})
     apply(kubectl, "folder", "true", workingDir="/no/such/folder")
     apply(kubectl, "claims", "true", envFrom=[{"secretRef": {"name": "a"}}])

@@ -66,22 +66,22 @@ pub struct Schema {
     /// The greatest value of a number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maximum: Option<f64>,
-    /// The least number of characters of a text.
+    /// Minimum number of characters of a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_length: Option<usize>,
-    /// The greatest number of characters of a text.
+    /// Maximum number of characters of a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
     /// The regular expression of a text.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub pattern: String,
-    /// The greatest number of elements of a list.
+    /// Maximum number of elements of a list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_items: Option<usize>,
-    /// The least number of fields of an object.
+    /// Minimum number of fields of an object.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_properties: Option<usize>,
-    /// The greatest number of fields of an object.
+    /// Maximum number of fields of an object.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_properties: Option<usize>,
     /// Rules about the value and its earlier value.
@@ -327,31 +327,32 @@ impl Schema {
 
     /// Checks the number of characters, elements or fields, and the pattern.
     fn validate_size(&self, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-        let mut refuse = |detail: String| errors.push(FieldError::invalid(path, value, format!("{path} in body {detail}")));
+        let mut refuse =
+            |detail: String| errors.push(FieldError::invalid(path, value, format!("{path} in body {detail}")));
         match value {
             Value::String(text) => {
                 let count = text.chars().count();
-                if let Some(least) = self.min_length.filter(|least| count < *least) {
-                    refuse(format!("should be at least {least} chars long"));
+                if let Some(minimum) = self.min_length.filter(|minimum| count < *minimum) {
+                    refuse(format!("should be at least {minimum} chars long"));
                 }
                 if !self.pattern.is_empty() && !is_match(&self.pattern, text) {
                     refuse(format!("should match '{}'", self.pattern));
                 }
-                if let Some(most) = self.max_length.filter(|most| count > *most) {
-                    errors.push(FieldError::too_long(path, most));
+                if let Some(maximum) = self.max_length.filter(|maximum| count > *maximum) {
+                    errors.push(FieldError::too_long(path, maximum));
                 }
             }
             Value::Array(elements) => {
-                if let Some(most) = self.max_items.filter(|most| elements.len() > *most) {
-                    errors.push(FieldError::too_many(path, elements.len(), most));
+                if let Some(maximum) = self.max_items.filter(|maximum| elements.len() > *maximum) {
+                    errors.push(FieldError::too_many(path, elements.len(), maximum));
                 }
             }
             Value::Object(fields) => {
-                if let Some(least) = self.min_properties.filter(|least| fields.len() < *least) {
-                    refuse(format!("should have at least {least} properties"));
+                if let Some(minimum) = self.min_properties.filter(|minimum| fields.len() < *minimum) {
+                    refuse(format!("should have at least {minimum} properties"));
                 }
-                if let Some(most) = self.max_properties.filter(|most| fields.len() > *most) {
-                    refuse(format!("should have at most {most} properties"));
+                if let Some(maximum) = self.max_properties.filter(|maximum| fields.len() > *maximum) {
+                    refuse(format!("should have at most {maximum} properties"));
                 }
             }
             _ => {}

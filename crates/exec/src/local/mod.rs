@@ -2,7 +2,7 @@
 //! time: the program continues under its supervisor, and the next server resumes the run from its files.
 //!
 //! ```text
-//! NAME/run.json                 the manifest and the status
+//! NAME/run.json                 the manifest and the status; NAMESPACE.NAME in other namespaces than the default one
 //! NAME/1/task.json log end.json the first attempt
 //! ```
 
@@ -358,9 +358,9 @@ impl Executor for LocalProcesses {
             // The run is deleted after its program has ended, which may take the grace period.
             let grace = run.manifest.spec.termination_grace_period_seconds.unwrap_or(30);
             let timeout = Duration::from_secs(u64::from(grace)) + REMOVAL_SLACK;
-            tokio::time::timeout(timeout, self.inner.runs.wait_until_deleted(&key(namespace, name))).await.map_err(|_| {
-                ExecError::NotNow(format!("run '{name}' has not ended yet; it will be deleted when it ends"))
-            })
+            tokio::time::timeout(timeout, self.inner.runs.wait_until_deleted(&key(namespace, name))).await.map_err(
+                |_| ExecError::NotNow(format!("run '{name}' has not ended yet; it will be deleted when it ends")),
+            )
         })
     }
 

@@ -257,8 +257,7 @@ impl Runs {
 
     /// Changes a run, first on the disk and then in memory. Changes of the same run are serialised. Blocks.
     pub(super) fn update(&self, name: &str, change: impl FnOnce(&mut Submitted)) -> Result<Submitted, ExecError> {
-        let write_lock =
-            self.with_entry(name, |e| Arc::clone(&e.write_lock)).ok_or_else(|| missing(name))?;
+        let write_lock = self.with_entry(name, |e| Arc::clone(&e.write_lock)).ok_or_else(|| missing(name))?;
         let _guard = write_lock.lock();
         // Meanwhile the run may have been deleted and another one submitted under the same name.
         let if_same = |e: &mut Entry| Arc::ptr_eq(&e.write_lock, &write_lock).then(|| e.run.clone());

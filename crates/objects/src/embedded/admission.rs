@@ -157,8 +157,17 @@ pub(super) fn imported(resource: &Resource, mut object: Object) -> Object {
     object
 }
 
-/// Checks the fields of an object by its schema.
-fn schema_errors(resource: &Resource, new: &Object, old: Option<&Object>) -> Vec<FieldError> {
+/// Checks the metadata and the fields of an object, and the difference from the object that it replaces.
+fn faults(resource: &Resource, new: &Object, old: Option<&Object>) -> Vec<FieldError> {
+    let mut errors = metadata_errors(&new.metadata, resource.names);
+    if resource.group.is_empty() {
+        errors.extend(finalizer_errors(&new.metadata));
+    }
+    if resource.namespaced {
+        let namespace = &new.metadata.namespace;
+        let faults = name_faults(crate::name::NameForm::Label, namespace);
+        errors.extend(faults.iter().map(|f| FieldError::invalid("metadata.namespace", &json!(namespace), f)));
+    }
     let fields = |object: &Object| {
         let mut fields = object.body.clone();
         if !resource.schema.rules.is_empty() {
@@ -168,27 +177,18 @@ fn schema_errors(resource: &Resource, new: &Object, old: Option<&Object>) -> Vec
         }
         Value::Object(fields)
     };
-    let old = old.filter(|_| resource.is_custom).map(fields);
-    let mut errors = resource.schema.validate_change(&fields(new), old.as_ref(), "");
-    // As in the API server (`CRDValidationRatcheting`), a fault that the object has already does not prevent other changes.
-    if let Some(old) = old.filter(|_| !errors.is_empty()) {
-        let known = resource.schema.validate(&old, "");
-        errors.retain(|error| !known.contains(error));
-    }
+    errors.extend(resource.schema.validate_change(&fields(new), old.map(fields).as_ref(), ""));
     errors
 }
 
 fn check(resource: &Resource, new: &Object, old: Option<&Object>, mut errors: Vec<FieldError>) -> Result<(), Error> {
-    errors.extend(metadata_errors(&new.metadata, resource.names));
-    if resource.group.is_empty() {
-        errors.extend(finalizer_errors(&new.metadata));
+    let mut found = faults(resource, new, old);
+    // As in the API server (`CRDValidationRatcheting`), a fault that the object has already does not prevent other changes.
+    if let Some(old) = old.filter(|_| resource.is_custom && !found.is_empty()) {
+        let known = faults(resource, old, None);
+        found.retain(|error| !known.contains(error));
     }
-    if resource.namespaced {
-        let namespace = &new.metadata.namespace;
-        let faults = name_faults(crate::name::NameForm::Label, namespace);
-        errors.extend(faults.iter().map(|f| FieldError::invalid("metadata.namespace", &json!(namespace), f)));
-    }
-    errors.extend(schema_errors(resource, new, old));
+    errors.extend(found);
     errors.extend((resource.rules.validate)(new, old));
     if errors.is_empty() { Ok(()) } else { Err(resource.invalid(&new.metadata.name, errors)) }
 }

@@ -64,7 +64,8 @@ mod tests {
         assert!(changed[0].starts_with("spec.command") && changed[1].contains("the image cannot be changed"));
         let resumed = errors(run(json!({"image": "a", "command": ["x"]})), Some(valid));
         assert!(resumed[0].contains("a cancelled run cannot be resumed"), "{resumed:?}");
-        let long = json!({"metadata": {"name": "a".repeat(57)}, "spec": {"image": "a", "topology": {}, "backoffLimit": -1}});
+        let long =
+            json!({"metadata": {"name": "a".repeat(57)}, "spec": {"image": "a", "topology": {}, "backoffLimit": -1}});
         let long = errors(long, None).join("\n");
         for part in ["at most 56 characters", "backoffLimit in body should be", "should have at least 1 properties"] {
             assert!(long.contains(part), "{long}");

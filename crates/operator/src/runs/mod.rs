@@ -40,9 +40,9 @@ use crate::participant::Participant;
 use crate::{Api, KubeError, Resource};
 
 pub use crate::names::{FINALIZER, RUN_LABEL};
-pub use slipway_exec::manifest::DEFINITION;
 pub use claims::Claims;
 pub use queues::DefaultQueues;
+pub use slipway_exec::manifest::DEFINITION;
 
 /// `slipway.dev/v1 Run`.
 pub const RUN: Resource<'static> = Resource { group: "slipway.dev", version: "v1", kind: "Run", plural: "runs" };

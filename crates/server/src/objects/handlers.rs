@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::json;
-use slipway_access::{Resource as AccessResource, Verb};
+use slipway_access::{Refusal, Resource as AccessResource, Verb};
 use slipway_objects::embedded::Embedded;
 use slipway_objects::error::{FieldError, RequestOptions, Status};
 use slipway_objects::store::{Deletion, ListOptions, ObjectStore, Page, parse_version};
@@ -75,15 +75,14 @@ pub(super) async fn create(target: Target, store: Embedded, call: Call) -> Resul
 }
 
 /// Refuses runs that nothing would execute.
-fn check_executor(target: &Target) -> std::result::Result<(), Error> {
+fn check_executor(target: &Target) -> std::result::Result<(), Failure> {
     let detail = match &target.executor {
         _ if target.access != AccessResource::Runs => return Ok(()),
         Some(executor) if executor.get().is_some() => return Ok(()),
         Some(_) => "runs need a running server with authentication",
         None => "servers that share a database do not execute objects of the kind Run; use `slipway run submit`",
     };
-    let resource = target.resource.group_resource();
-    Err(Error::Forbidden { resource, name: String::new(), detail: detail.to_owned(), cause: None })
+    Err(Failure::refused(Refusal::Unavailable(detail.to_owned()), &target.resource.group_resource(), ""))
 }
 
 pub(super) async fn update(target: Target, store: Embedded, call: Call) -> Result {
@@ -100,7 +99,8 @@ pub(super) async fn patch(target: Target, store: Embedded, call: Call) -> Result
     call.authorize(&target, Verb::Patch).await?;
     let view = View::of(&call)?;
     let options = call.write_options(target.part, RequestOptions::Patch)?;
-    let written = store.patch(&target.resource, &call.namespace, &call.name, &call.patch(&target.resource)?, &options).await?;
+    let written =
+        store.patch(&target.resource, &call.namespace, &call.name, &call.patch(&target.resource)?, &options).await?;
     Ok(view.written(StatusCode::OK, &target.resource, &written))
 }
 

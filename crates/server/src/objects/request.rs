@@ -18,8 +18,8 @@ use slipway_objects::selector::{FieldSelector, LabelSelector};
 use slipway_objects::store::{DeleteOptions, Part, Propagation, Selection, WriteOptions};
 use slipway_objects::{Error, Resource, protobuf};
 
-use super::{MAX_BODY_BYTES, RunExecutor};
 use super::response::Failure;
+use super::{MAX_BODY_BYTES, RunExecutor};
 
 /// What a route is about.
 #[derive(Debug, Clone)]

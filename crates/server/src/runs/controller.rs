@@ -1,7 +1,7 @@
 //! The controller of runs on one machine: carries out objects of the kind Run with the executor of local processes, and keeps their status and
 //! pods up to date. What is to be done is decided by [`reconcile`](super::reconcile); here it is done.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +13,14 @@ use slipway_core::clock::{now_ms, rfc3339};
 use slipway_core::ids::hex32;
 use slipway_exec::manifest::{API_VERSION, KIND};
 use slipway_exec::queue::Queue;
-use slipway_exec::{ExecError, Executor, LocalProcesses, Phase, RunStatus, lifecycle, pod};
+use slipway_exec::{ExecError, Executor, LocalProcesses, Phase, RunStatus, Submitted, lifecycle, pod};
 use slipway_objects::embedded::Embedded;
 use slipway_objects::meta::ObjectMeta;
-use slipway_objects::store::{
-    DeleteOptions, ListOptions, ObjectStore, Part, WatchEvent, WatchOptions, WriteOptions,
-};
+use slipway_objects::store::{DeleteOptions, ListOptions, ObjectStore, Part, WatchEvent, WatchOptions, WriteOptions};
 use slipway_objects::{Error, Object, Resource};
 
 use super::executor::ObjectRuns;
-use super::reconcile::{Action, Observed, reconcile, rejected, status_of, without_finalizer};
+use super::reconcile::{Action, Observed, is_run_of, reconcile, rejected, status_of, without_finalizer};
 
 /// Number of runs that are reconciled concurrently.
 const WORKERS: usize = 4;
@@ -34,7 +32,7 @@ const WATCH_RETRY_DELAY: Duration = Duration::from_secs(1);
 const MAX_EVENT_BYTES: usize = 1024;
 
 /// Namespace and name of a run.
-type Key = (String, String);
+pub(super) type Key = (String, String);
 
 /// The resources that the controller reads and writes.
 #[derive(Debug, Clone)]
@@ -68,11 +66,15 @@ enum StepError {
     Panicked,
 }
 
+/// Objects that the executor has no run for: not submitted yet, or refused.
+pub(super) type UnacceptedRuns = Arc<Mutex<BTreeMap<Key, Submitted>>>;
+
 /// The controller of runs on one machine.
 pub(crate) struct RunController {
     store: Embedded,
     local: LocalProcesses,
     kinds: Kinds,
+    unaccepted: UnacceptedRuns,
     queue: Queue<Key>,
     /// The generations of objects whose changed specifications the executor refused, so that each refusal is reported once.
     refused: Mutex<HashMap<String, i64>>,
@@ -82,12 +84,18 @@ impl RunController {
     /// A controller for a store; `None` if the store has no runs.
     pub(crate) fn new(store: Embedded, local: LocalProcesses) -> Option<Self> {
         let kinds = Kinds::of(&store)?;
-        Some(Self { store, local, kinds, queue: Queue::default(), refused: Mutex::default() })
+        let (unaccepted, refused) = (UnacceptedRuns::default(), Mutex::default());
+        Some(Self { store, local, kinds, unaccepted, queue: Queue::default(), refused })
     }
 
     /// The executor for runs that are submitted otherwise than as objects.
     pub(crate) fn executor(&self) -> ObjectRuns {
-        ObjectRuns::new(self.store.clone(), self.local.clone(), self.kinds.clone())
+        ObjectRuns {
+            store: self.store.clone(),
+            local: self.local.clone(),
+            kinds: self.kinds.clone(),
+            unaccepted: Arc::clone(&self.unaccepted),
+        }
     }
 
     /// Works until this future is dropped.
@@ -192,6 +200,11 @@ impl RunController {
             Err(ExecError::NotFound(_)) => None,
             Err(error) => return Err(error.into()),
         };
+        let unaccepted = object.as_ref().filter(|object| run.as_ref().is_none_or(|run| !is_run_of(object, run)));
+        match unaccepted.and_then(|object| serde_json::from_value(object.to_value()).ok()) {
+            Some(unaccepted) => drop(self.unaccepted.lock().insert(key.clone(), unaccepted)),
+            None => drop(self.unaccepted.lock().remove(key)),
+        }
         let pods = match &object {
             Some(object) => self.pods(object, run.as_ref().map(|run| &run.status)).await?,
             None => Vec::new(),
@@ -203,13 +216,7 @@ impl RunController {
         Ok(())
     }
 
-    async fn act(
-        &self,
-        key: &Key,
-        object: Option<&Object>,
-        pods: &[Object],
-        action: Action,
-    ) -> Result<(), StepError> {
+    async fn act(&self, key: &Key, object: Option<&Object>, pods: &[Object], action: Action) -> Result<(), StepError> {
         match (action, object) {
             (Action::Import(object), _) => match self.store.import(&self.kinds.runs, *object).await {
                 // The other object is reconciled now.
@@ -251,7 +258,7 @@ impl RunController {
             }
             (Action::Delete, Some(object)) => {
                 let options = DeleteOptions { uid: Some(object.metadata.uid.clone()), ..DeleteOptions::default() };
-                unless_gone(self.store.delete(&self.kinds.runs, &key.0, &key.1, &options).await.map(drop))?;
+                unless_deleted(self.store.delete(&self.kinds.runs, &key.0, &key.1, &options).await.map(drop))?;
             }
             // All other actions are about an object.
             (_, None) => {}
@@ -358,7 +365,7 @@ impl RunController {
 }
 
 /// Treats an object that is deleted already as done.
-fn unless_gone(result: Result<(), Error>) -> Result<(), Error> {
+fn unless_deleted(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(Error::NotFound { .. }) => Ok(()),
         other => other,

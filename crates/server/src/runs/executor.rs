@@ -7,10 +7,10 @@ use serde_json::json;
 use slipway_exec::{ExecError, ExecFuture, Executor, LocalProcesses, LogQuery, LogStream, Manifest, Submitted};
 use slipway_objects::embedded::Embedded;
 use slipway_objects::patch::Patch;
-use slipway_objects::store::{DeleteOptions, ListOptions, ObjectStore, Selection, WriteOptions};
+use slipway_objects::store::{DeleteOptions, ObjectStore, WriteOptions};
 use slipway_objects::{Error, Object};
 
-use super::controller::Kinds;
+use super::controller::{Kinds, UnacceptedRuns};
 use super::reconcile::object_of;
 
 /// Interval at which a deleted object is checked.
@@ -21,9 +21,10 @@ const DELETION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The runs of this machine with their objects.
 #[derive(Debug)]
 pub(crate) struct ObjectRuns {
-    store: Embedded,
-    local: LocalProcesses,
-    kinds: Kinds,
+    pub(super) store: Embedded,
+    pub(super) local: LocalProcesses,
+    pub(super) kinds: Kinds,
+    pub(super) unaccepted: UnacceptedRuns,
 }
 
 /// The run that an object describes.
@@ -45,10 +46,6 @@ fn exec_error(error: Error) -> ExecError {
 }
 
 impl ObjectRuns {
-    pub(super) fn new(store: Embedded, local: LocalProcesses, kinds: Kinds) -> Self {
-        Self { store, local, kinds }
-    }
-
     async fn object(&self, namespace: &str, name: &str) -> Result<Option<Object>, ExecError> {
         match self.store.get(&self.kinds.runs, namespace, name).await {
             Ok(object) => Ok(Some(object)),
@@ -94,14 +91,10 @@ impl Executor for ObjectRuns {
     fn list<'a>(&'a self, namespace: Option<&'a str>) -> ExecFuture<'a, Vec<Submitted>> {
         Box::pin(async move {
             let mut runs = self.local.list(namespace).await?;
-            let known: std::collections::HashSet<String> =
-                runs.iter().map(|run| run.manifest.metadata.uid.clone()).collect();
-            let selection = Selection { namespace: namespace.map(str::to_owned), ..Selection::default() };
-            let options = ListOptions { selection, ..ListOptions::default() };
-            let page = self.store.list(&self.kinds.runs, &options).await.map_err(exec_error)?;
-            let others = page.items.iter().filter(|object| !known.contains(&object.metadata.uid));
-            // An object that is no run is shown by the Kubernetes API only.
-            runs.extend(others.filter_map(|object| submitted(object).ok()));
+            let unaccepted = self.unaccepted.lock();
+            let selected = unaccepted.iter().filter(|(key, _)| namespace.is_none_or(|namespace| key.0 == namespace));
+            runs.extend(selected.map(|(_, run)| run.clone()));
+            drop(unaccepted);
             runs.sort_by(|a, b| a.manifest.metadata.creation_timestamp.cmp(&b.manifest.metadata.creation_timestamp));
             Ok(runs)
         })

@@ -52,7 +52,7 @@ pub(super) fn reconcile(observed: &Observed<'_>, now: i64) -> Vec<Action> {
         return observed.run.map(|run| Action::Import(Box::new(object_of(run)))).into_iter().collect();
     };
     let status = status_of(object);
-    let own = observed.run.filter(|run| run.manifest.metadata.uid == object.metadata.uid);
+    let own = observed.run.filter(|run| is_run_of(object, run));
     match own {
         Some(run) => follow(object, &status, run, observed.pods, now),
         None if object.metadata.is_deleting() => {
@@ -65,6 +65,11 @@ pub(super) fn reconcile(observed: &Observed<'_>, now: i64) -> Vec<Action> {
         }
         None => begin(object, &status, observed.run, now),
     }
+}
+
+/// Whether the executor's run is that of the object, and not another one of its name.
+pub(super) fn is_run_of(object: &Object, run: &Submitted) -> bool {
+    run.manifest.metadata.uid == object.metadata.uid
 }
 
 /// The actions for a run that the executor does not have.
@@ -313,9 +318,8 @@ mod tests {
             attributed: true,
             ..RunStatus::default()
         };
-        let expiring = |seconds: i64| {
-            with_status(object(json!({"command": ["a"], "ttlSecondsAfterFinished": seconds})), &ended)
-        };
+        let expiring =
+            |seconds: i64| with_status(object(json!({"command": ["a"], "ttlSecondsAfterFinished": seconds})), &ended);
         let run = submitted(&expiring(10), ended.clone());
         assert_eq!(actions(Some(&expiring(10)), Some(&run), &[]), [Action::Delete]);
         assert_eq!(actions(Some(&expiring(11)), Some(&run), &[]), [Action::RequeueAt(101_000)]);
