@@ -2,13 +2,10 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use slipway_core::clock::parse_rfc3339;
 
 use crate::name::NameForm;
-use crate::object::Object;
-use crate::resource::{Cell, Column, Resource, Rules};
+use crate::resource::{Cell, Column, PrinterColumn, Resource, Rules};
 use crate::schema::Schema;
-use crate::table::age;
 
 /// A custom resource definition with one version (`apiextensions.k8s.io/v1`).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -54,38 +51,6 @@ struct Subresources {
 struct VersionSchema {
     #[serde(rename = "openAPIV3Schema")]
     schema: Schema,
-}
-
-/// A column of `kubectl get`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
-pub struct PrinterColumn {
-    name: String,
-    #[serde(rename = "type")]
-    kind: String,
-    description: String,
-    priority: u8,
-    json_path: String,
-}
-
-impl PrinterColumn {
-    /// The cell of an object: the value at the path, which has only names of fields; for a date the time since then.
-    pub(crate) fn cell(&self, object: &Object, now: i64) -> Value {
-        let metadata = self.json_path.starts_with(".metadata.").then(|| json!({"metadata": object.metadata}));
-        let mut names = self.json_path.split('.').filter(|name| !name.is_empty());
-        let value = match &metadata {
-            Some(metadata) => names.fold(metadata, |value, name| &value[name]),
-            None => {
-                let first = names.next().and_then(|name| object.body.get(name)).unwrap_or(&Value::Null);
-                names.fold(first, |value, name| &value[name])
-            }
-        };
-        match (self.kind.as_str(), value) {
-            ("date", Value::String(time)) if parse_rfc3339(time).is_some() => json!(age(Some(time), now)),
-            (_, value) => value.clone(),
-        }
-    }
 }
 
 impl Definition {

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::definition::PrinterColumn;
 use crate::error::{Error, FieldError, GroupResource, RequestOptions};
 use crate::name::NameForm;
 use crate::object::Object;
@@ -84,14 +84,21 @@ pub enum Cell {
     Printed(&'static PrinterColumn),
 }
 
-impl Cell {
-    /// The cell of an object; times are relative to `now`, in milliseconds since the Unix epoch.
-    pub fn value(self, object: &Object, now: i64) -> Value {
-        match self {
-            Self::Computed(compute) => compute(object, now),
-            Self::Printed(column) => column.cell(object, now),
-        }
-    }
+/// A column of a custom resource definition.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PrinterColumn {
+    /// The heading.
+    pub name: String,
+    /// The type of OpenAPI, or `date`, of which the time since then is shown.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What the column shows.
+    pub description: String,
+    /// 0 for columns that are always shown, 1 for those of `-o wide`.
+    pub priority: u8,
+    /// The path of the value, of names of fields only, such as `.status.phase`.
+    pub json_path: String,
 }
 
 /// The rules of a kind, in addition to its schema. The default has none.
