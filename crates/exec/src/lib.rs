@@ -9,6 +9,8 @@
 //! | [`queueing`] | queues of batch systems, and placement by topology |
 //! | [`data`] | versions of data that a run needs |
 //! | [`quantity`] | resource quantities: `500m`, `4Gi` |
+//! | [`pod`] | names and labels of the pods of attempts |
+//! | [`queue`] | the work queue of controllers |
 //! | [`local`] | the executor for this machine; its processes outlive the server |
 //! | [`token`] | requests for the tokens of runs |
 //!
@@ -26,7 +28,9 @@ pub mod local;
 pub mod manifest;
 #[cfg(test)]
 mod parsers;
+pub mod pod;
 pub mod quantity;
+pub mod queue;
 pub mod queueing;
 pub mod status;
 pub mod token;

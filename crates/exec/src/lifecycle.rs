@@ -7,7 +7,7 @@
 //! `DisruptionTarget`.
 
 use crate::manifest::RunSpec;
-use crate::status::{Attempt, Condition, Phase, RunStatus, Time};
+use crate::status::{Attempt, Condition, Phase, QUEUED, RunStatus, Time};
 
 /// Backoff before the first retry, in milliseconds; it doubles with each failure.
 const FIRST_BACKOFF_MS: i64 = 2_000;
@@ -17,6 +17,9 @@ const MAX_BACKOFF_MS: i64 = 300_000;
 const MAX_DISRUPTIONS: u32 = 20;
 /// Number of attempts retained in a status: the newest ones.
 const MAX_RETAINED_ATTEMPTS: usize = 10;
+
+/// Waiting reasons that every attempt passes through in a moment. They are worth neither a change of a status nor an event.
+pub const TRANSIENT_REASONS: [&str; 5] = ["", "Starting", "ContainerCreating", "PodInitializing", "SchedulingGated"];
 
 /// The observed state of an attempt.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,6 +159,16 @@ pub fn next(
         }
         None => start(spec, status, number + 1, now),
     }
+}
+
+/// Whether a change of a status is worth an event, with the reason and the message of the new status: the run ended, or it is pending for a
+/// new reason. The value is whether the event is a warning.
+pub fn event_of(before: &RunStatus, after: &RunStatus) -> Option<bool> {
+    if before.phase != after.phase && after.phase.is_final() {
+        return Some(after.phase == Phase::Failed);
+    }
+    let is_new = before.reason != after.reason && !TRANSIENT_REASONS.contains(&after.reason.as_str());
+    (after.phase == Phase::Pending && is_new).then_some(after.reason != QUEUED)
 }
 
 /// Starts the next attempt, or waits until its backoff has passed.

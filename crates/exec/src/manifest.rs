@@ -17,6 +17,8 @@ use crate::queueing::{QueueFields, QueueRequest, QueueSystem, Topology};
 pub const API_VERSION: &str = "slipway.dev/v1";
 /// Value of `kind` in a manifest.
 pub const KIND: &str = "Run";
+/// The definition of the kind as a custom resource, in YAML: its schema, its rules and its columns.
+pub const DEFINITION: &str = include_str!("../../../deploy/helm/slipway/files/runs.yaml");
 /// Maximum bytes of a manifest. etcd limits an object, including its status, to 1.5 MiB.
 pub const MAX_BYTES: usize = 512 * 1024;
 /// Maximum characters of a name. The name of a pod appends the attempt's number, and host names are limited to 63 characters.

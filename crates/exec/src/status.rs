@@ -7,6 +7,9 @@ use slipway_core::clock;
 use crate::data::UsedData;
 use crate::queueing::QueueStatus;
 
+/// Reason of a pending run that waits for capacity or in a queue.
+pub const QUEUED: &str = "Queued";
+
 /// Phase of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "RunPhase")]

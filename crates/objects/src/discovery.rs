@@ -7,6 +7,10 @@ use crate::resource::{Registry, Resource};
 
 /// The verbs of every stored resource, in the order in which the API server lists them.
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+/// The verbs of a resource that clients cannot change.
+const READ_VERBS: &[&str] = &["get", "list", "watch"];
+/// The verbs of a log.
+const LOG_VERBS: &[&str] = &["get"];
 /// The verbs of a status.
 const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 
@@ -74,13 +78,16 @@ pub fn resource_lists(registry: &Registry) -> Vec<(String, Value)> {
     let document = |(group, version): (&str, &str)| {
         let mut resources = Vec::new();
         for resource in registry.resources().filter(|r| r.group == group && r.version == version) {
-            let mut described = described(resource.plural, resource, VERBS);
+            let mut described = described(resource.plural, resource, verbs(resource));
             if !resource.short_names.is_empty() {
                 described["shortNames"] = json!(resource.short_names);
             }
+            if !resource.categories.is_empty() {
+                described["categories"] = json!(resource.categories);
+            }
             resources.push(described);
-            if resource.has_status {
-                resources.push(self::described(&format!("{}/status", resource.plural), resource, STATUS_VERBS));
+            for (part, verbs) in subresources(resource) {
+                resources.push(self::described(&format!("{}/{part}", resource.plural), resource, verbs));
             }
         }
         for unstored in UNSTORED.iter().filter(|unstored| unstored.group == group) {
@@ -100,6 +107,18 @@ pub fn resource_lists(registry: &Registry) -> Vec<(String, Value)> {
         (format!("{prefix}/{name}"), list)
     };
     core.chain(named_groups(registry)).map(document).collect()
+}
+
+/// The verbs of a stored resource.
+fn verbs(resource: &Resource) -> &'static [&'static str] {
+    if resource.is_read_only { READ_VERBS } else { VERBS }
+}
+
+/// The parts of a resource's objects with routes of their own: name and verbs.
+fn subresources(resource: &Resource) -> Vec<(&'static str, &'static [&'static str])> {
+    let log = resource.has_log.then_some(("log", LOG_VERBS));
+    let status = resource.has_status.then_some(("status", STATUS_VERBS));
+    log.into_iter().chain(status).collect()
 }
 
 fn described(name: &str, resource: &Resource, verbs: &[&str]) -> Value {
@@ -154,13 +173,18 @@ fn aggregated_resource(resource: &Resource) -> Value {
         "responseKind": kind,
         "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": resource.singular,
-        "verbs": VERBS,
+        "verbs": verbs(resource),
     });
     if !resource.short_names.is_empty() {
         described["shortNames"] = json!(resource.short_names);
     }
-    if resource.has_status {
-        described["subresources"] = json!([{"subresource": "status", "responseKind": kind, "verbs": STATUS_VERBS}]);
+    if !resource.categories.is_empty() {
+        described["categories"] = json!(resource.categories);
+    }
+    let parts = subresources(resource);
+    if !parts.is_empty() {
+        let part = |(name, verbs)| json!({"subresource": name, "responseKind": kind, "verbs": verbs});
+        described["subresources"] = parts.into_iter().map(part).collect();
     }
     described
 }

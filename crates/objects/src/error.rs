@@ -74,6 +74,15 @@ impl FieldError {
         }
     }
 
+    /// The list has more elements than allowed.
+    pub fn too_many(field: impl Into<String>, count: usize, limit: usize) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueTooMany",
+            message: format!("Too many: {count}: must have at most {limit} items"),
+        }
+    }
+
     /// The value has more bytes than allowed.
     pub fn too_long(field: impl Into<String>, limit: usize) -> Self {
         Self {

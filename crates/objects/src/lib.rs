@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`meta`], [`object`], [`encoded`] | an object: typed metadata and a JSON body; the same as text |
 //! | [`name`] | valid names, labels and annotations |
+//! | [`rule`] | rules of schemas in the Common Expression Language |
+//! | [`definition`] | definitions of custom resources |
 //! | [`schema`] | structural schemas: which fields a kind has, and of which types |
 //! | [`selector`] | label and field selectors |
 //! | [`fields`] | managed fields and server-side apply |
 //! | [`patch`] | JSON patch, merge patch, strategic merge patch |
 //! | [`resource`] | a resource: its names, scope, schema, columns and rules; and the registry of all of them |
-//! | [`kinds`] | the kinds that every installation has: namespaces, config maps, secrets, events |
+//! | [`kinds`] | the kinds that every installation has: namespaces, config maps, secrets, events, runs, and the pods of runs |
 //! | [`table`] | lists as the tables that `kubectl get` prints |
 //! | [`discovery`], [`openapi`] | documents by which clients find resources and validate objects |
 //! | [`protobuf`] | reads request bodies in Kubernetes' protobuf encoding |
@@ -21,6 +23,7 @@
 //!
 //! Sources: the Kubernetes API conventions and the behaviour of `kube-apiserver` 1.36.
 
+pub mod definition;
 pub mod discovery;
 pub mod embedded;
 pub mod encoded;
@@ -35,6 +38,7 @@ pub mod patch;
 pub mod protobuf;
 pub mod repo;
 pub mod resource;
+pub mod rule;
 pub mod schema;
 pub mod seal;
 pub mod selector;

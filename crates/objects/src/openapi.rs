@@ -8,8 +8,6 @@ use crate::resource::{Registry, Resource, metadata_schema};
 /// The name of the schema of metadata, as upstream's clients know it.
 const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
-/// The media types of patches.
-const PATCHES: &[&str] = crate::patch::Patch::MEDIA_TYPES;
 
 /// The name of the schema of a kind, as upstream names those of its own kinds.
 fn schema_name(resource: &Resource) -> String {
@@ -78,20 +76,25 @@ fn paths(resource: &Resource, v3: bool) -> Vec<(String, Value)> {
     let list =
         ["labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "resourceVersionMatch", "watch"];
     let object = ["application/json", "application/yaml"];
-    let collection_paths = json!({
+    let mut collection_paths = json!({
         "get": operation("list", &list, &[]),
         "post": operation("post", &write, &object),
         "delete": operation("deletecollection", &list, &[]),
         "parameters": names.iter().map(|name| parameter(name, "path", v3)).collect::<Vec<_>>(),
     });
     names.push("name");
-    let item_paths = json!({
+    let mut item_paths = json!({
         "get": operation("get", &[], &[]),
         "put": operation("put", &write, &object),
-        "patch": operation("patch", &["dryRun", "fieldManager", "fieldValidation", "force"], PATCHES),
+        "patch": operation("patch", &["dryRun", "fieldManager", "fieldValidation", "force"], resource.patch_types()),
         "delete": operation("delete", &["dryRun", "propagationPolicy"], &[]),
         "parameters": names.iter().map(|name| parameter(name, "path", v3)).collect::<Vec<_>>(),
     });
+    if resource.is_read_only {
+        for operations in [&mut collection_paths, &mut item_paths].into_iter().filter_map(Value::as_object_mut) {
+            operations.retain(|name, _| matches!(name.as_str(), "get" | "parameters"));
+        }
+    }
     vec![(collection, collection_paths), (item, item_paths)]
 }
 

@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{Error, FieldError, GroupResource, RequestOptions};
 use crate::name::NameForm;
 use crate::object::Object;
-use crate::schema::{Findings, Schema, Type};
+use crate::patch::Patch;
+use crate::schema::{Findings, Schema, Type, WrongType};
 
 /// A resource of the API.
 pub struct Resource {
@@ -24,8 +26,17 @@ pub struct Resource {
     pub singular: &'static str,
     /// Shorter names that kubectl accepts.
     pub short_names: &'static [&'static str],
+    /// Groups of resources that kubectl shows together, such as `all`.
+    pub categories: Vec<&'static str>,
     /// Whether objects are in namespaces.
     pub namespaced: bool,
+    /// Whether the kind is defined by a custom resource definition: strategic merge patches are refused, and fields that were invalid before a
+    /// change do not prevent it.
+    pub is_custom: bool,
+    /// Whether only this program creates, changes and deletes objects.
+    pub is_read_only: bool,
+    /// Whether objects have a log, with a route of its own.
+    pub has_log: bool,
     /// Whether the status has a route of its own, and is ignored by all others.
     pub has_status: bool,
     /// Whether changes of the desired state are counted in `metadata.generation`.
@@ -53,14 +64,42 @@ pub type SelectableField = (&'static str, fn(&Object) -> String);
 pub struct Column {
     /// The heading.
     pub name: &'static str,
+    /// The type of OpenAPI, or `date`.
+    pub kind: &'static str,
     /// The format of OpenAPI, such as `name`; usually empty.
     pub format: &'static str,
     /// What the column shows.
     pub description: &'static str,
     /// 0 for columns that are always shown, 1 for those of `-o wide`.
     pub priority: u8,
-    /// The cell of an object; times are relative to the second argument, in milliseconds.
-    pub cell: fn(&Object, i64) -> Value,
+    /// The cells.
+    pub cell: Cell,
+}
+
+/// How the cells of a column are made.
+#[derive(Clone, Copy)]
+pub enum Cell {
+    /// By this program. Times are relative to the second argument, in milliseconds since the Unix epoch.
+    Computed(fn(&Object, i64) -> Value),
+    /// As a custom resource definition says.
+    Printed(&'static PrinterColumn),
+}
+
+/// A column of a custom resource definition.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PrinterColumn {
+    /// The heading.
+    pub name: String,
+    /// The type of OpenAPI, or `date`, of which the time since then is shown.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What the column shows.
+    pub description: String,
+    /// 0 for columns that are always shown, 1 for those of `-o wide`.
+    pub priority: u8,
+    /// The path of the value, of names of fields only, such as `.status.phase`.
+    pub json_path: String,
 }
 
 /// The rules of a kind, in addition to its schema. The default has none.
@@ -132,6 +171,11 @@ impl FieldValidation {
 }
 
 impl Resource {
+    /// The media types of patches of its objects, in the order in which the API server lists them.
+    pub fn patch_types(&self) -> &'static [&'static str] {
+        if self.is_custom { Patch::CUSTOM_MEDIA_TYPES } else { Patch::MEDIA_TYPES }
+    }
+
     /// The name under which objects are stored, unique over all groups: `configmaps` or `runs.slipway.dev`.
     pub fn group_resource(&self) -> GroupResource {
         GroupResource { group: self.group.to_owned(), resource: self.plural.to_owned() }
@@ -206,6 +250,10 @@ impl Resource {
         fields.insert("apiVersion".into(), json!(self.api_version()));
         fields.insert("kind".into(), json!(self.kind));
         let Findings { unknown, wrong } = self.schema.decode(&mut value);
+        if self.is_custom && !wrong.is_empty() {
+            let name = value["metadata"]["name"].as_str().unwrap_or_default();
+            return Err(self.invalid(name, wrong.iter().map(WrongType::field_error).collect()));
+        }
         if let Some(first) = wrong.first() {
             return Err(refuse(&first.decoding_error(self.kind)));
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::FieldError;
+use crate::rule::Rule;
 
 /// Maximum depth of an object, so that a recursive schema or a malicious body cannot exhaust the stack.
 const MAX_DEPTH: usize = 64;
@@ -65,6 +66,27 @@ pub struct Schema {
     /// The greatest value of a number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maximum: Option<f64>,
+    /// Minimum number of characters of a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_length: Option<usize>,
+    /// Maximum number of characters of a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
+    /// The regular expression of a text.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pattern: String,
+    /// Maximum number of elements of a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_items: Option<usize>,
+    /// Minimum number of fields of an object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_properties: Option<usize>,
+    /// Maximum number of fields of an object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_properties: Option<usize>,
+    /// Rules about the value and its earlier value.
+    #[serde(rename = "x-kubernetes-validations", skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     /// Whether the value may be `null`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub nullable: bool,
@@ -189,6 +211,11 @@ fn base64_fault(text: &str) -> Option<usize> {
     }
 }
 
+/// Whether a text matches a regular expression of a schema. One that cannot be read matches nothing.
+fn is_match(pattern: &str, text: &str) -> bool {
+    regex::Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(text))
+}
+
 fn joined(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
@@ -288,12 +315,54 @@ impl Schema {
 
     /// Checks required fields, allowed values and bounds of a decoded value at a path.
     pub fn validate(&self, value: &Value, path: &str) -> Vec<FieldError> {
+        self.validate_change(value, None, path)
+    }
+
+    /// Checks a decoded value at a path, and its difference from the value that it replaces.
+    pub fn validate_change(&self, value: &Value, old: Option<&Value>, path: &str) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        self.validate_at(value, path, &mut errors);
+        self.validate_at(value, old, path, &mut errors);
         errors
     }
 
-    fn validate_at(&self, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    /// Checks the number of characters, elements or fields, and the pattern.
+    fn validate_size(&self, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+        let mut refuse =
+            |detail: String| errors.push(FieldError::invalid(path, value, format!("{path} in body {detail}")));
+        match value {
+            Value::String(text) => {
+                let count = text.chars().count();
+                if let Some(minimum) = self.min_length.filter(|minimum| count < *minimum) {
+                    refuse(format!("should be at least {minimum} chars long"));
+                }
+                if !self.pattern.is_empty() && !is_match(&self.pattern, text) {
+                    refuse(format!("should match '{}'", self.pattern));
+                }
+                if let Some(maximum) = self.max_length.filter(|maximum| count > *maximum) {
+                    errors.push(FieldError::too_long(path, maximum));
+                }
+            }
+            Value::Array(elements) => {
+                if let Some(maximum) = self.max_items.filter(|maximum| elements.len() > *maximum) {
+                    errors.push(FieldError::too_many(path, elements.len(), maximum));
+                }
+            }
+            Value::Object(fields) => {
+                if let Some(minimum) = self.min_properties.filter(|minimum| fields.len() < *minimum) {
+                    refuse(format!("should have at least {minimum} properties"));
+                }
+                if let Some(maximum) = self.max_properties.filter(|maximum| fields.len() > *maximum) {
+                    refuse(format!("should have at most {maximum} properties"));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn validate_at(&self, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+        self.validate_size(value, path, errors);
+        let broken = self.rules.iter().filter_map(|rule| rule.fault(value, old));
+        errors.extend(broken.map(|fault| FieldError::invalid(path, value, fault)));
         if !self.allowed.is_empty() && !self.allowed.contains(value) {
             let allowed: Vec<String> =
                 self.allowed.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect();
@@ -316,14 +385,14 @@ impl Schema {
                 }
                 for (name, value) in fields {
                     if let Some(schema) = self.field(name) {
-                        schema.validate_at(value, &joined(path, name), errors);
+                        schema.validate_at(value, old.and_then(|old| old.get(name)), &joined(path, name), errors);
                     }
                 }
             }
             Value::Array(elements) => {
                 if let Some(schema) = &self.items {
                     for (i, element) in elements.iter().enumerate() {
-                        schema.validate_at(element, &format!("{path}[{i}]"), errors);
+                        schema.validate_at(element, None, &format!("{path}[{i}]"), errors);
                     }
                 }
             }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use slipway_core::clock::parse_rfc3339;
 
 use crate::object::Object;
-use crate::resource::{Column, Resource};
+use crate::resource::{Cell, Column, PrinterColumn, Resource};
 
 /// What a row of a table contains besides its cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,7 +30,7 @@ pub fn table(
     let describe = |column: &Column| {
         json!({
             "name": column.name,
-            "type": "string",
+            "type": column.kind,
             "format": column.format,
             "description": column.description,
             "priority": column.priority,
@@ -38,7 +38,7 @@ pub fn table(
     };
     let columns: Vec<Value> = resource.columns.iter().filter(|_| with_columns).map(describe).collect();
     let row = |object: &&Object| {
-        let cells: Vec<Value> = resource.columns.iter().map(|column| (column.cell)(object, now)).collect();
+        let cells: Vec<Value> = resource.columns.iter().map(|column| cell(column, object, now)).collect();
         match include {
             IncludeObject::None => json!({"cells": cells, "object": null}),
             IncludeObject::Metadata => json!({"cells": cells, "object": partial_metadata(object)}),
@@ -52,6 +52,31 @@ pub fn table(
         "columnDefinitions": columns,
         "rows": objects.iter().map(row).collect::<Vec<_>>(),
     })
+}
+
+/// The cell of an object.
+fn cell(column: &Column, object: &Object, now: i64) -> Value {
+    match column.cell {
+        Cell::Computed(compute) => compute(object, now),
+        Cell::Printed(column) => printed(column, object, now),
+    }
+}
+
+/// The cell of an object in a column of a definition: the value at the path; for a date the time since then.
+fn printed(column: &PrinterColumn, object: &Object, now: i64) -> Value {
+    let metadata = column.json_path.starts_with(".metadata.").then(|| json!({"metadata": object.metadata}));
+    let mut names = column.json_path.split('.').filter(|name| !name.is_empty());
+    let value = match &metadata {
+        Some(metadata) => names.fold(metadata, |value, name| &value[name]),
+        None => {
+            let first = names.next().and_then(|name| object.body.get(name)).unwrap_or(&Value::Null);
+            names.fold(first, |value, name| &value[name])
+        }
+    };
+    match (column.kind.as_str(), value) {
+        ("date", Value::String(time)) if parse_rfc3339(time).is_some() => json!(age(Some(time), now)),
+        (_, value) => value.clone(),
+    }
 }
 
 /// The metadata of an object as an object of its own.

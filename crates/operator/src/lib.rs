@@ -6,7 +6,7 @@
 //! | [`nodes`], `reader_tokens` | requests to the node agents, and the cache of their tokens |
 //! | [`runs`] | runs as pods: the executor and the controller |
 //! | [`domains`] | the controller of ComputeDomains |
-//! | [`queue`], [`leader`], `participant` | the work queue and the leader election of controllers |
+//! | [`leader`], `participant` | the leader election of controllers; their work queue is [`slipway_exec::queue`] |
 //! | [`authority`] | authentication of tokens and authorization of requests |
 //! | [`install`] | the objects of an installation: rendered, applied, removed |
 //! | `names` | shared names of labels, finalizers, roles and accounts |
@@ -22,7 +22,6 @@ mod mock;
 mod names;
 pub mod nodes;
 mod participant;
-pub mod queue;
 mod reader_tokens;
 pub mod runs;
 

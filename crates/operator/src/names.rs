@@ -1,11 +1,9 @@
 //! Names that the installation and the run controller share: labels, the finalizer, roles and accounts.
 
+pub use slipway_exec::pod::{FINALIZER, RUN_LABEL};
+
 /// Label on every object of an installation. Its value is the namespace of the installation.
 pub(crate) const INSTALLATION_LABEL: &str = "slipway.dev/installation";
-/// Label on every pod and secret of a run. Its value is the name of the run.
-pub const RUN_LABEL: &str = "slipway.dev/run";
-/// Finalizer that keeps a pod until its end is recorded, as `batch.kubernetes.io/job-tracking` does for a job.
-pub const FINALIZER: &str = "slipway.dev/run";
 /// Prefix of the names of runs' secrets.
 pub(crate) const SECRET_PREFIX: &str = "slipway-run-";
 /// Name of the objects of the control plane. Its service account cannot create pods or read secrets.

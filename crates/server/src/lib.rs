@@ -8,7 +8,7 @@
 //! | [`run`](mod@run) | starts and stops a server |
 //! | `listen`, `certificates` | serves a port: TLS, connection limits, draining |
 //! | [`auth`] | authenticates and authorizes callers |
-//! | `runs`, `tracker`, `accelerators` | submitted runs: their API, their tracking, their GPUs |
+//! | `runs`, `tracker`, `accelerators` | submitted runs: their API and their objects, their tracking, their GPUs |
 //! | `objects` | the Kubernetes API for objects on one machine |
 //! | `pipeline` | pipelines: their execution and their tracking |
 //! | `api` | slipway's own API, `/api/v1` |

@@ -6,6 +6,7 @@
 mod definitions;
 mod documents;
 mod handlers;
+mod logs;
 mod negotiation;
 mod request;
 mod response;
@@ -13,8 +14,11 @@ mod reviews;
 mod text;
 mod watch;
 
+use std::sync::{Arc, OnceLock};
+
 use slipway_access::{Access, Resource as AccessResource, Routes, RunTokenUse};
 use slipway_core::home::Home;
+use slipway_exec::Executor;
 use slipway_objects::embedded::Embedded;
 use slipway_objects::seal::Sealer;
 use slipway_objects::store::Part;
@@ -51,15 +55,20 @@ fn access_resource(resource: &Resource) -> Option<AccessResource> {
         ("", "configmaps") => Some(AccessResource::ConfigMaps),
         ("", "secrets") => Some(AccessResource::Secrets),
         ("", "events") => Some(AccessResource::Events),
+        // The pods are those of runs, so the permission to read runs is required.
+        ("", "pods") | ("slipway.dev", "runs") => Some(AccessResource::Runs),
         _ => None,
     }
 }
 
+/// The executor of runs, once it is there; `None` if runs are not executed from objects.
+pub(crate) type RunExecutor = Option<Arc<OnceLock<Arc<dyn Executor>>>>;
+
 /// All routes of the API.
-pub(crate) fn routes(store: &Embedded) -> Routes {
+pub(crate) fn routes(store: &Embedded, executor: &RunExecutor) -> Routes {
     let objects = store.registry().resources().filter_map(|resource| {
         let access = access_resource(resource)?;
-        let target = Target { resource: resource.clone(), access, part: Part::Main };
+        let target = Target { resource: resource.clone(), access, part: Part::Main, executor: executor.clone() };
         Some(object_routes(&target))
     });
     objects
@@ -81,6 +90,9 @@ fn object_routes(target: &Target) -> Routes<Embedded> {
     let scope = if resource.namespaced { "/namespaces/{namespace}" } else { "" };
     let collection = format!("{}{scope}/{}", resource.base_path(), resource.plural);
     let item = format!("{collection}/{{name}}");
+    if resource.is_read_only {
+        return read_only_routes(target, [&all, &collection, &item]);
+    }
     let mut routes = Routes::new()
         .get(&collection, access, target.handler(handlers::list))
         .post(&collection, access, target.handler(handlers::create))
@@ -106,6 +118,28 @@ fn object_routes(target: &Target) -> Routes<Embedded> {
     routes
 }
 
+/// The routes of a resource that clients cannot change, at the paths of all objects, of those in a namespace, and of one.
+fn read_only_routes(target: &Target, [all, collection, item]: [&str; 3]) -> Routes<Embedded> {
+    let access = Access::DecidedByHandler;
+    let unsupported = Access::Authenticated(RunTokenUse::Denied);
+    let mut routes = Routes::new()
+        .get(all, access, target.handler(handlers::list))
+        .get(collection, access, target.handler(handlers::list))
+        .get(item, access, target.handler(handlers::get));
+    for path in [collection, item] {
+        routes = routes
+            .post(path, unsupported, method_not_allowed)
+            .put(path, unsupported, method_not_allowed)
+            .patch(path, unsupported, method_not_allowed)
+            .delete(path, unsupported, method_not_allowed);
+    }
+    if target.resource.has_log {
+        let log = Target { access: AccessResource::RunLogs, ..target.clone() };
+        routes = routes.get(&format!("{item}/log"), access, log.handler(logs::respond));
+    }
+    routes
+}
+
 /// Answers a method that the resource does not have as the API server does.
 async fn method_not_allowed() -> Failure {
     Failure::method_not_allowed()
@@ -116,10 +150,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_resource_requires_a_permission_of_its_own_name() {
+    fn every_resource_requires_a_permission_of_its_own_name_and_pods_that_of_runs() {
         for resource in kinds::registry().resources() {
             let access = access_resource(resource).unwrap();
-            assert_eq!((access.group(), access.name()), (resource.group, resource.plural));
+            let is_same = (access.group(), access.name()) == (resource.group, resource.plural);
+            assert!(is_same || (resource.plural, access) == ("pods", AccessResource::Runs), "{resource:?}");
         }
     }
 }

@@ -186,6 +186,11 @@ impl Platform {
         })
     }
 
+    /// Whether objects of the kind Run are executed: not by servers that share a database, because each of them would execute every run.
+    pub(crate) fn executes_objects(&self) -> bool {
+        self.kubernetes_objects.is_some() && !self.database.is_shared()
+    }
+
     /// Sets the executor, which enables submitting runs.
     pub(crate) fn set_executor(&self, executor: Arc<dyn Executor>) {
         // Called once, before the server accepts requests, so the result can be ignored.
@@ -210,7 +215,9 @@ impl Platform {
             )
             .merge(api::health_routes(self.clone()));
         let own = addresses.cloned().map(api::addresses_routes).into_iter().fold(own, Routes::merge);
-        let kubernetes = self.kubernetes_objects.iter().map(kubernetes::routes).fold(Routes::new(), Routes::merge);
+        let run_executor = self.executes_objects().then(|| Arc::clone(&self.executor));
+        let kubernetes = self.kubernetes_objects.iter().map(|store| kubernetes::routes(store, &run_executor));
+        let kubernetes = kubernetes.fold(Routes::new(), Routes::merge);
         openapi::with_document(own)
             .merge(kubernetes)
             .get("/version", Access::Public, kubernetes::version)

@@ -26,6 +26,7 @@ use crate::certificates::{CertificateSource, Certificates, server_names};
 use crate::data::LocalData;
 use crate::listen::{Limits, Port};
 use crate::pipeline::{PipelineTracker, Steps};
+use crate::runs::RunController;
 use crate::tracker::RunTracker;
 use crate::{Kubernetes, Platform, ServerError, Stores, accelerators, api, pipeline};
 
@@ -89,6 +90,8 @@ pub struct Server {
     pub addresses: Addresses,
     home: Home,
     platform: Platform,
+    /// Executes objects of the kind Run.
+    run_controller: Option<RunController>,
     certificates: Option<Arc<Certificates>>,
     ports: [Port; 3],
 }
@@ -170,6 +173,7 @@ impl Server {
         let hosts = host_names(&options, certificates.as_deref());
         let guard = Guard::new(Arc::new(callers), namespace, hosts).with_tls(certificates.is_some());
         let mut controller_routes = Routes::new();
+        let mut run_controller = None;
         // A submitted run executes a program, so a server without authentication accepts no runs.
         if !options.gateway_only && !options.no_auth {
             let tracker =
@@ -196,7 +200,12 @@ impl Server {
                         options.run_environment.clone(),
                         options.data_cache_bytes,
                     )?;
-                    platform.set_executor(Arc::new(runs.clone()));
+                    let objects = platform.kubernetes_objects.clone().filter(|_| platform.executes_objects());
+                    run_controller = objects.and_then(|store| RunController::new(store, runs.clone()));
+                    platform.set_executor(match &run_controller {
+                        Some(controller) => Arc::new(controller.executor()),
+                        None => Arc::new(runs.clone()),
+                    });
                     let inherited = options.run_environment.clone();
                     let (images, limits) = (options.pipeline_images.clone(), options.stores.uploads);
                     let steps = Steps { variables, inherited, images, mint, limits, runs };
@@ -220,7 +229,7 @@ impl Server {
             port(inference, guard.clone().with_cors(cors).protect(inference_routes), &connections.inference),
             port(grpc, guard.protect(grpc_routes), &connections.grpc),
         ];
-        Ok(Self { addresses, home: options.home, platform, certificates, ports })
+        Ok(Self { addresses, home: options.home, platform, run_controller, certificates, ports })
     }
 
     /// The file of the server's self-signed certificate, if it has one. Clients can use it as their CA file.
@@ -252,6 +261,7 @@ impl Server {
         let schedules_task = has_driver.then(|| self.platform.pipelines.spawn_scheduler());
         let objects = self.platform.kubernetes_objects.clone();
         let collector_task = objects.as_ref().map(slipway_objects::embedded::Embedded::spawn_collector);
+        let run_controller_task = self.run_controller.map(|controller| tokio::spawn(controller.work()));
         let mut result = Ok(());
         tokio::select! {
             () = stop => tracing::info!("stopping: draining requests in flight"),
@@ -278,7 +288,7 @@ impl Server {
             tasks.shutdown().await;
         }
         cleanup_task.abort();
-        if let Some(task) = collector_task {
+        for task in collector_task.into_iter().chain(run_controller_task) {
             task.abort();
         }
         if let Some(task) = schedules_task {

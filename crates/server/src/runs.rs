@@ -1,6 +1,20 @@
 //! API for submitted runs, under `/api/v1/runs`: submit, list, follow, cancel and remove them.
 //!
+//! On one machine, each run is also an object of the Kubernetes API, with the same unique id:
+//!
+//! | module | contents |
+//! |---|---|
+//! | `reconcile` | what is to be done about a run: a pure function |
+//! | `controller` | does it |
+//! | `pods` | attempts as pods |
+//! | `executor` | runs that are submitted otherwise than as objects |
+//!
 //! Invariant: a handler reaches the executor only through [`executor`], which authorizes the caller in the namespace.
+
+mod controller;
+mod executor;
+mod pods;
+mod reconcile;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -15,6 +29,8 @@ use slipway_exec::{ExecError, Executor, LogQuery, Manifest, Submitted};
 
 use crate::Platform;
 use crate::error_body::ErrorBody;
+
+pub(crate) use controller::RunController;
 
 /// The namespace of runs that name none.
 const DEFAULT_NAMESPACE: &str = slipway_exec::local::NAMESPACE;

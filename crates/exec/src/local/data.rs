@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 
 use slipway_core::clock::now_ms;
 
+use super::runs::key_of;
 use super::{AbortOnDrop, Inner};
 use crate::data::{DATA_VARIABLE, DataSource, DataVolume, FetchedData};
 use crate::lifecycle::{Observation, Outcome};
@@ -41,8 +42,7 @@ pub(super) fn prepare(this: &Arc<Inner>, run: &Submitted) -> Result<Step, ExecEr
         return Ok(Step::Start(Vec::new()));
     }
     let source = this.settings.data.clone().ok_or_else(no_source)?;
-    let name = &run.manifest.metadata.name;
-    let step = this.runs.with_entry(name, |entry| match &entry.data {
+    let step = this.runs.with_entry(&key_of(&run.manifest.metadata), |entry| match &entry.data {
         DataState::Ready(data) => Some(Step::Start(data.clone())),
         DataState::Fetching(progress, _) => Some(Step::Wait(progress.clone())),
         // The next pass ends the run.
@@ -65,7 +65,7 @@ fn no_source() -> ExecError {
 /// Changes the state of the data of a run, unless another run has got its name.
 fn set_state(this: &Inner, run: &Submitted, change: impl FnOnce(&mut DataState)) {
     let metadata = &run.manifest.metadata;
-    this.runs.with_entry(&metadata.name, |entry| {
+    this.runs.with_entry(&key_of(metadata), |entry| {
         if entry.run.manifest.metadata.uid == metadata.uid {
             change(&mut entry.data);
         }

@@ -2,7 +2,7 @@
 //! time: the program continues under its supervisor, and the next server resumes the run from its files.
 //!
 //! ```text
-//! NAME/run.json                 the manifest and the status
+//! NAME/run.json                 the manifest and the status; NAMESPACE.NAME in other namespaces than the default one
 //! NAME/1/task.json log end.json the first attempt
 //! ```
 
@@ -31,17 +31,17 @@ use tokio::task::JoinHandle;
 
 use crate::manifest::SUBMITTED_BY;
 use crate::{
-    DataSource, ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Mint, RunStatus, Submitted, Tracker,
-    tracked_id,
+    DataSource, ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Mint, RunSpec, RunStatus, Submitted,
+    Tracker, tracked_id,
 };
 
 pub use leases::Lease;
 pub use room::{Capacity, Demand};
 pub use supervisor::supervise;
 
-use runs::{Runs, WriteFile, not_found};
+use runs::{Runs, WriteFile, key, not_found};
 
-/// The namespace of every local run.
+/// The namespace of runs that name none.
 pub const NAMESPACE: &str = "default";
 /// Interval of the reconciler and of log readers while runs are active.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -175,14 +175,73 @@ impl LocalProcesses {
     }
 
     fn find(&self, namespace: &str, name: &str) -> Result<Submitted, ExecError> {
-        let found = self.inner.runs.get(name).filter(|_| namespace == NAMESPACE);
-        found.ok_or_else(|| not_found(namespace, name))
+        // The names of requests may have dots, and so look like the key of a run in another namespace.
+        let found = self.inner.runs.get(&key(namespace, name));
+        found.filter(|run| run.manifest.metadata.namespace == namespace).ok_or_else(|| not_found(namespace, name))
+    }
+
+    /// Accepts a run that has its identity already: that of an object of the Kubernetes API. Does nothing if the run was accepted before.
+    ///
+    /// # Errors
+    /// As [`Executor::submit`].
+    pub async fn submit_object(&self, run: Manifest) -> Result<Submitted, ExecError> {
+        run.check()?;
+        let accepted = self.find(&run.metadata.namespace, &run.metadata.name);
+        if let Ok(accepted) = accepted
+            && accepted.manifest.metadata.uid == run.metadata.uid
+        {
+            return Ok(accepted);
+        }
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.accept(run)).await
+    }
+
+    /// Replaces the specification of a run, which its next attempt uses. A cancelled run stays cancelled.
+    ///
+    /// # Errors
+    /// [`ExecError::NotFound`], or the reason why this machine cannot execute the run.
+    pub async fn replace_spec(&self, namespace: &str, name: &str, spec: RunSpec) -> Result<Submitted, ExecError> {
+        let mut changed = self.find(namespace, name)?.manifest;
+        changed.spec = spec;
+        changed.check()?;
+        let (inner, key) = (Arc::clone(&self.inner), key(namespace, name));
+        blocking(move || {
+            inner.check(&changed)?;
+            let run = inner.runs.update(&key, |run| {
+                let cancel = run.manifest.spec.cancel || changed.spec.cancel;
+                run.manifest.spec = RunSpec { cancel, ..changed.spec };
+            })?;
+            inner.changed.notify_one();
+            Ok(run)
+        })
+        .await
+    }
+
+    /// Cancels a run, and deletes it as soon as it has ended. Returns before that, and does nothing if there is no such run.
+    ///
+    /// # Errors
+    /// [`ExecError::Io`] when the request cannot be recorded.
+    pub async fn request_removal(&self, namespace: &str, name: &str) -> Result<(), ExecError> {
+        match self.request_end(namespace, name, true).await {
+            Err(ExecError::NotFound(_)) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Waits until runs have changed since the last call, and returns their namespaces and names; first those of all runs. For one caller.
+    pub async fn changes(&self) -> Vec<(String, String)> {
+        self.inner.runs.changes().await
     }
 
     /// Cancels a run. With `delete`, the run is also deleted as soon as it has ended.
     async fn request_end(&self, namespace: &str, name: &str, delete: bool) -> Result<Submitted, ExecError> {
-        self.find(namespace, name)?;
-        let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
+        let found = self.find(namespace, name)?;
+        let (inner, name) = (Arc::clone(&self.inner), key(namespace, name));
+        let is_requested =
+            inner.runs.with_entry(&name, |e| e.run.manifest.spec.cancel && (e.delete_when_finished || !delete));
+        if is_requested == Some(true) {
+            return Ok(found);
+        }
         blocking(move || {
             let run = inner.runs.update(&name, |run| run.manifest.spec.cancel = true)?;
             if delete {
@@ -211,30 +270,30 @@ impl Inner {
         Capacity { devices: self.settings.accelerators.devices(), ..self.settings.capacity.clone() }
     }
 
-    /// Validates a run for this machine and stores it. The caller has called [`Manifest::check`]. Blocks.
-    fn accept(&self, run: Manifest, by: Option<String>) -> Result<Submitted, ExecError> {
+    /// Gives a new run its identity, and accepts it. Blocks.
+    fn accept_new(&self, run: Manifest, by: Option<String>) -> Result<Submitted, ExecError> {
         let mut run = run.named();
-        if !matches!(run.metadata.namespace.as_str(), "" | NAMESPACE) {
-            return Err(ExecError::Manifest(format!(
-                "metadata.namespace is '{}': a single machine has only the namespace '{NAMESPACE}'; a cluster supports more",
-                run.metadata.namespace
-            )));
+        if run.metadata.namespace.is_empty() {
+            run.metadata.namespace = NAMESPACE.into();
         }
-        self.check(&run)?;
-        run.metadata.namespace = NAMESPACE.into();
         run.metadata.uid = format_uuid(&ids::hex32());
         run.metadata.generation = Some(1);
-        let now = now_ms();
-        run.metadata.creation_timestamp = slipway_core::clock::rfc3339(now);
+        run.metadata.creation_timestamp = slipway_core::clock::rfc3339(now_ms());
         if let Some(by) = by {
             run.metadata.annotations.insert(SUBMITTED_BY.into(), by);
         }
+        self.accept(run)
+    }
+
+    /// Validates a run for this machine and stores it. The caller has called [`Manifest::check`]. Blocks.
+    fn accept(&self, run: Manifest) -> Result<Submitted, ExecError> {
+        self.check(&run)?;
         let run = Submitted {
             status: RunStatus { run_id: tracked_id(&run.metadata.uid), ..RunStatus::default() },
             manifest: run,
         };
         data::check(self, &run)?;
-        self.runs.insert(run.clone(), now)?;
+        self.runs.insert(run.clone(), now_ms())?;
         self.changed.notify_one();
         Ok(run)
     }
@@ -273,14 +332,15 @@ impl Executor for LocalProcesses {
         let (inner, by) = (Arc::clone(&self.inner), by.map(str::to_owned));
         Box::pin(async move {
             run.check()?;
-            blocking(move || inner.accept(run, by)).await
+            blocking(move || inner.accept_new(run, by)).await
         })
     }
 
     fn list<'a>(&'a self, namespace: Option<&'a str>) -> ExecFuture<'a, Vec<Submitted>> {
         Box::pin(async move {
-            let is_other = namespace.is_some_and(|n| n != NAMESPACE);
-            Ok(if is_other { Vec::new() } else { self.inner.runs.list() })
+            let mut runs = self.inner.runs.list();
+            runs.retain(|run| namespace.is_none_or(|n| n == run.manifest.metadata.namespace));
+            Ok(runs)
         })
     }
 
@@ -298,23 +358,24 @@ impl Executor for LocalProcesses {
             // The run is deleted after its program has ended, which may take the grace period.
             let grace = run.manifest.spec.termination_grace_period_seconds.unwrap_or(30);
             let timeout = Duration::from_secs(u64::from(grace)) + REMOVAL_SLACK;
-            tokio::time::timeout(timeout, self.inner.runs.wait_until_deleted(name)).await.map_err(|_| {
-                ExecError::NotNow(format!("run '{name}' has not ended yet; it will be deleted when it ends"))
-            })
+            tokio::time::timeout(timeout, self.inner.runs.wait_until_deleted(&key(namespace, name))).await.map_err(
+                |_| ExecError::NotNow(format!("run '{name}' has not ended yet; it will be deleted when it ends")),
+            )
         })
     }
 
     fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> ExecFuture<'a, LogStream> {
         Box::pin(async move {
             self.find(namespace, name)?;
-            let newest = self.inner.runs.with_entry(name, |e| e.newest_attempt).unwrap_or(0);
+            let key = key(namespace, name);
+            let newest = self.inner.runs.with_entry(&key, |e| e.newest_attempt).unwrap_or(0);
             let number = query.attempt.unwrap_or(newest.max(1));
-            let attempt = self.inner.runs.folder(name).join(number.to_string());
+            let attempt = self.inner.runs.folder(&key).join(number.to_string());
             if number > newest && !query.follow {
                 return Err(ExecError::NotNow(format!("attempt {number} of run '{name}' has not started")));
             }
-            let (this, name) = (self.clone(), name.to_owned());
-            let is_finished = move || this.inner.runs.get(&name).is_none_or(|run| run.status.phase.is_final());
+            let this = self.clone();
+            let is_finished = move || this.inner.runs.get(&key).is_none_or(|run| run.status.phase.is_final());
             Ok(log::tail(attempt, query, is_finished).boxed())
         })
     }

@@ -12,6 +12,7 @@ use slipway_core::clock::now_ms;
 use slipway_core::files;
 
 use super::room::{Capacity, Demand};
+use super::runs::key_of;
 use super::supervisor::{self, Environment, Task};
 use super::{Device, Inner, POLL_INTERVAL, blocking, data, environment};
 use crate::lifecycle::{self, Action, Observation};
@@ -68,6 +69,7 @@ async fn reconcile_all(this: &Arc<Inner>) -> Result<bool, ExecError> {
             let is_new =
                 this.runs.with_entry(name, |e| std::mem::replace(&mut e.waiting_for, message.clone()) != message);
             if is_new == Some(true) {
+                this.runs.mark_changed(name);
                 tracing::warn!(run = name, %error, "reconciling the run failed; retrying");
             }
         }
@@ -175,7 +177,10 @@ async fn reconcile_run(
         return delete(this, name).await;
     }
     let changed = this.runs.with_entry(name, |e| {
-        e.waiting_for = waiting_for;
+        if e.waiting_for != waiting_for {
+            e.waiting_for = waiting_for;
+            this.runs.mark_changed(name);
+        }
         e.run.status != status
     });
     if changed == Some(true) {
@@ -205,7 +210,7 @@ async fn pin(this: &Arc<Inner>, run: &mut Submitted, fetched: &[FetchedData]) ->
     if run.status.data.len() == fetched.len() {
         return Ok(());
     }
-    let (inner, name) = (Arc::clone(this), run.manifest.metadata.name.clone());
+    let (inner, name) = (Arc::clone(this), key_of(&run.manifest.metadata));
     let used: Vec<_> = fetched.iter().map(|data| data.used.clone()).collect();
     *run = blocking(move || inner.runs.update(&name, |run| run.status.data = used)).await?;
     Ok(())
@@ -221,7 +226,7 @@ fn start(
     gpus: Vec<Device>,
     data: &[FetchedData],
 ) -> Result<(), ExecError> {
-    let (name, spec) = (&run.manifest.metadata.name, &run.manifest.spec);
+    let (name, spec) = (&key_of(&run.manifest.metadata), &run.manifest.spec);
     let mut environment: Environment = environment::inherited(std::env::vars_os(), &this.settings.environment);
     let mut set = |(name, value): (String, String)| environment.push((name.into(), value.into()));
     if !this.settings.accelerators.devices().is_empty() {

@@ -12,7 +12,8 @@ use tokio::sync::Notify;
 
 use super::NAMESPACE;
 use super::data::DataState;
-use crate::manifest::MAX_BYTES;
+use crate::manifest::{MAX_BYTES, Metadata};
+use crate::status::QUEUED;
 use crate::{ExecError, GpuUse, Phase, Submitted};
 
 /// Maximum number of stored runs, finished ones included.
@@ -78,7 +79,7 @@ impl Entry {
     fn with_queue_reason(&self) -> Submitted {
         let mut run = self.run.clone();
         if run.status.phase == Phase::Pending && !self.waiting_for.is_empty() {
-            run.status.reason = "Queued".into();
+            run.status.reason = QUEUED.into();
             run.status.message.clone_from(&self.waiting_for);
         }
         run
@@ -98,6 +99,29 @@ pub(super) struct Runs {
     state: Mutex<State>,
     /// Notified after each deletion of a run.
     deleted: Notify,
+    /// Keys of the runs that have changed since they were last taken.
+    changed: Mutex<BTreeSet<String>>,
+    /// Notified after each change of a run.
+    has_changed: Notify,
+}
+
+/// The key of a run, which is also the name of its folder: its name, with the namespace and a dot before it unless that is [`NAMESPACE`].
+/// Neither part has dots.
+pub(super) fn key(namespace: &str, name: &str) -> String {
+    match namespace {
+        "" | NAMESPACE => name.to_owned(),
+        namespace => format!("{namespace}.{name}"),
+    }
+}
+
+/// The key of the run with this metadata.
+pub(super) fn key_of(metadata: &Metadata) -> String {
+    key(&metadata.namespace, &metadata.name)
+}
+
+/// The namespace and the name in a key.
+fn parts(key: &str) -> (&str, &str) {
+    key.split_once('.').unwrap_or((NAMESPACE, key))
 }
 
 /// Reserves a name for a submission in progress. Dropping it frees the name, whether the submission succeeded or failed.
@@ -139,7 +163,8 @@ impl Runs {
             }
         }
         let state = Mutex::new(State { entries, reserved: BTreeSet::new() });
-        Ok(Self { folder, write, state, deleted: Notify::new() })
+        let changed = Mutex::new(state.lock().entries.keys().cloned().collect());
+        Ok(Self { folder, write, state, deleted: Notify::new(), changed, has_changed: Notify::new() })
     }
 
     /// The folder of a run, whether or not it exists.
@@ -157,6 +182,24 @@ impl Runs {
             self.state.lock().entries.values().map(|e| (e.submitted_at, e.with_queue_reason())).collect();
         all.sort_by_key(|(submitted_at, _)| *submitted_at);
         all.into_iter().map(|(_, run)| run).collect()
+    }
+
+    /// Records that a run has changed.
+    pub(super) fn mark_changed(&self, key: &str) {
+        self.changed.lock().insert(key.to_owned());
+        self.has_changed.notify_one();
+    }
+
+    /// Waits until runs have changed since the last call, and returns their namespaces and names.
+    pub(super) async fn changes(&self) -> Vec<(String, String)> {
+        loop {
+            let changed = std::mem::take(&mut *self.changed.lock());
+            if !changed.is_empty() {
+                let owned = |(namespace, name): (&str, &str)| (namespace.to_owned(), name.to_owned());
+                return changed.iter().map(|key| owned(parts(key))).collect();
+            }
+            self.has_changed.notified().await;
+        }
     }
 
     /// Accesses the in-memory entry of a run; `None` if the run does not exist.
@@ -182,7 +225,7 @@ impl Runs {
 
     /// Adds a new run. Returns after the run was written to the disk. Blocks.
     pub(super) fn insert(&self, run: Submitted, submitted_at: i64) -> Result<(), ExecError> {
-        let name = run.manifest.metadata.name.clone();
+        let name = key_of(&run.manifest.metadata);
         let reservation = self.reserve(&name)?;
         let folder = self.folder(&name);
         if folder.exists() {
@@ -196,6 +239,7 @@ impl Runs {
         let entry = Entry { submitted_at, ..Entry::new(run, 0) };
         self.state.lock().entries.insert(name.clone(), entry);
         drop(reservation);
+        self.mark_changed(&name);
         Ok(())
     }
 
@@ -213,19 +257,19 @@ impl Runs {
 
     /// Changes a run, first on the disk and then in memory. Changes of the same run are serialised. Blocks.
     pub(super) fn update(&self, name: &str, change: impl FnOnce(&mut Submitted)) -> Result<Submitted, ExecError> {
-        let write_lock =
-            self.with_entry(name, |e| Arc::clone(&e.write_lock)).ok_or_else(|| not_found(NAMESPACE, name))?;
+        let write_lock = self.with_entry(name, |e| Arc::clone(&e.write_lock)).ok_or_else(|| missing(name))?;
         let _guard = write_lock.lock();
         // Meanwhile the run may have been deleted and another one submitted under the same name.
         let if_same = |e: &mut Entry| Arc::ptr_eq(&e.write_lock, &write_lock).then(|| e.run.clone());
-        let mut run = self.with_entry(name, if_same).flatten().ok_or_else(|| not_found(NAMESPACE, name))?;
+        let mut run = self.with_entry(name, if_same).flatten().ok_or_else(|| missing(name))?;
         change(&mut run);
         self.save(&run)?;
         let updated = self.with_entry(name, |e| {
             e.run = run;
             e.with_queue_reason()
         });
-        updated.ok_or_else(|| not_found(NAMESPACE, name))
+        self.mark_changed(name);
+        updated.ok_or_else(|| missing(name))
     }
 
     /// Deletes a run and its files. Blocks.
@@ -242,6 +286,7 @@ impl Runs {
         }
         self.state.lock().entries.remove(name);
         self.deleted.notify_waiters();
+        self.mark_changed(name);
         Ok(())
     }
 
@@ -263,7 +308,7 @@ impl Runs {
         if text.len() > 2 * MAX_BYTES {
             return Err(ExecError::Manifest("the manifest is too large".into()));
         }
-        let path = self.folder(&run.manifest.metadata.name).join("run.json");
+        let path = self.folder(&key_of(&run.manifest.metadata)).join("run.json");
         (self.write)(&path, &text).map_err(ExecError::io("writing the run"))
     }
 }
@@ -284,10 +329,17 @@ fn newest_attempt(folder: &Path) -> u32 {
     files.filter_map(|f| f.file_name().to_str()?.parse().ok()).max().unwrap_or(0)
 }
 
-fn already_exists(name: &str) -> ExecError {
+fn already_exists(key: &str) -> ExecError {
+    let (_, name) = parts(key);
     ExecError::Exists(format!(
         "there is already a run '{name}'; set metadata.generateName to have a unique name generated"
     ))
+}
+
+/// The error of a key without a run.
+fn missing(key: &str) -> ExecError {
+    let (namespace, name) = parts(key);
+    not_found(namespace, name)
 }
 
 pub(super) fn not_found(namespace: &str, name: &str) -> ExecError {

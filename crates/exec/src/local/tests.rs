@@ -173,3 +173,31 @@ async fn incomplete_submissions_and_deletions_are_cleaned_up_at_start() {
     let taken = runs.submit(Manifest::new("odd", ["true"]), None).await.unwrap_err();
     assert!(matches!(taken, ExecError::Exists(_)), "{taken}");
 }
+
+#[tokio::test]
+async fn namespaces_separate_runs_of_one_name() {
+    let folder = TempDir::new();
+    let runs = LocalProcesses::open(folder.settings()).unwrap();
+    let mut other = Manifest::new("train", ["true"]);
+    other.metadata.namespace = "team".into();
+    other.metadata.uid = "u-1".into();
+    runs.submit(Manifest::new("train", ["true"]), None).await.unwrap();
+    let accepted = runs.submit_object(other.clone()).await.unwrap();
+    assert_eq!(accepted.manifest.metadata.uid, "u-1");
+    assert_eq!(runs.submit_object(other.clone()).await.unwrap().manifest.metadata.uid, "u-1", "accepted once");
+    other.metadata.uid = "u-2".into();
+    assert!(matches!(runs.submit_object(other).await, Err(ExecError::Exists(_))));
+    let names = |listed: Vec<Submitted>| -> Vec<String> {
+        listed.into_iter().map(|run| run.manifest.metadata.namespace).collect()
+    };
+    assert_eq!(names(runs.list(None).await.unwrap()).len(), 2);
+    assert_eq!(names(runs.list(Some("team")).await.unwrap()), ["team"]);
+    // A name with a dot must not lead into another namespace.
+    assert!(matches!(runs.get(NAMESPACE, "team.train").await, Err(ExecError::NotFound(_))));
+    assert!(folder.0.join("runs/team.train/run.json").exists());
+    let mut changed = runs.changes().await;
+    changed.sort();
+    assert_eq!(changed, [("default".into(), "train".into()), ("team".into(), "train".into())]);
+    runs.remove("team", "train").await.unwrap();
+    assert_eq!(names(runs.list(None).await.unwrap()), ["default"]);
+}

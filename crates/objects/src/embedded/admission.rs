@@ -167,8 +167,18 @@ fn desired(object: &Object) -> impl PartialEq + use<'_> {
     object.body.iter().filter(|(field, _)| *field != STATUS).collect::<Vec<(&String, &Value)>>()
 }
 
-fn check(resource: &Resource, new: &Object, old: Option<&Object>, mut errors: Vec<FieldError>) -> Result<(), Error> {
-    errors.extend(metadata_errors(&new.metadata, resource.names));
+/// Completes an object that has its identity already. Its fields are not checked.
+pub(super) fn imported(resource: &Resource, mut object: Object) -> Object {
+    object.api_version = resource.api_version();
+    object.kind = resource.kind.to_owned();
+    object.metadata.resource_version.clear();
+    (resource.rules.prepare)(&mut object, None);
+    object
+}
+
+/// Checks the metadata and the fields of an object, and the difference from the object that it replaces.
+fn faults(resource: &Resource, new: &Object, old: Option<&Object>) -> Vec<FieldError> {
+    let mut errors = metadata_errors(&new.metadata, resource.names);
     if resource.group.is_empty() {
         errors.extend(finalizer_errors(&new.metadata));
     }
@@ -177,7 +187,27 @@ fn check(resource: &Resource, new: &Object, old: Option<&Object>, mut errors: Ve
         let faults = name_faults(crate::name::NameForm::Label, namespace);
         errors.extend(faults.iter().map(|f| FieldError::invalid("metadata.namespace", &json!(namespace), f)));
     }
-    errors.extend(resource.schema.validate(&Value::Object(new.body.clone()), ""));
+    let fields = |object: &Object| {
+        let mut fields = object.body.clone();
+        if !resource.schema.rules.is_empty() {
+            // The only metadata that the rules of a definition can use.
+            let meta = &object.metadata;
+            fields.insert("metadata".into(), json!({"name": meta.name, "generateName": meta.generate_name}));
+        }
+        Value::Object(fields)
+    };
+    errors.extend(resource.schema.validate_change(&fields(new), old.map(fields).as_ref(), ""));
+    errors
+}
+
+fn check(resource: &Resource, new: &Object, old: Option<&Object>, mut errors: Vec<FieldError>) -> Result<(), Error> {
+    let mut found = faults(resource, new, old);
+    // As in the API server (`CRDValidationRatcheting`), a fault that the object has already does not prevent other changes.
+    if let Some(old) = old.filter(|_| resource.is_custom && !found.is_empty()) {
+        let known = faults(resource, old, None);
+        found.retain(|error| !known.contains(error));
+    }
+    errors.extend(found);
     errors.extend((resource.rules.validate)(new, old));
     if errors.is_empty() { Ok(()) } else { Err(resource.invalid(&new.metadata.name, errors)) }
 }

@@ -269,3 +269,27 @@ async fn secrets_need_a_key() {
     let refused = store.create(&secrets, "default", named("s"), &WriteOptions::default()).await.unwrap_err();
     assert!(matches!(refused, Error::Forbidden { .. }), "{refused}");
 }
+
+#[tokio::test]
+async fn imported_object_keeps_its_identity_and_its_faults() {
+    let f = fixture().await;
+    let runs = f.store.registry().find("slipway.dev", "runs").unwrap().clone();
+    let mut run = named("train");
+    run.metadata.namespace = "default".into();
+    run.metadata.uid = "u-1".into();
+    run.body = json!({"spec": {"command": ["true"]}}).as_object().unwrap().clone();
+    let created = f.store.create(&runs, "default", run.clone(), &WriteOptions::default()).await.unwrap_err();
+    assert!(created.to_string().contains("spec.image: Required value"), "{created}");
+    assert_eq!(f.store.import(&runs, run.clone()).await.unwrap().metadata.uid, "u-1");
+    assert!(matches!(f.store.import(&runs, run).await, Err(Error::AlreadyExists { .. })));
+    // The missing image does not prevent other changes, but another fault does.
+    let patch = async |spec: serde_json::Value| {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        f.store.patch(&runs, "default", "train", &patch, &WriteOptions::default()).await
+    };
+    let cancelled = patch(json!({"cancel": true})).await.unwrap().object;
+    assert_eq!(cancelled.metadata.finalizers, ["slipway.dev/run"]);
+    let refused = patch(json!({"cancel": false, "command": ["false"]})).await.unwrap_err().to_string();
+    assert!(refused.contains("cannot be resumed") && refused.contains("the command cannot be changed"), "{refused}");
+    assert!(!refused.contains("spec.image"), "{refused}");
+}

@@ -74,6 +74,14 @@ fn check_namespace(c: &Connection, key: &Key) -> Result<(), Error> {
 }
 
 impl Embedded {
+    /// Stores an object that was created elsewhere and keeps its name, unique id and times. Its fields are not checked.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] if the name is taken, and those of a namespace that does not exist or is being deleted.
+    pub async fn import(&self, resource: &Resource, object: Object) -> Result<Object, Error> {
+        self.insert(resource, admission::imported(resource, object), false).await
+    }
+
     async fn insert(&self, resource: &Resource, object: Object, dry_run: bool) -> Result<Object, Error> {
         let key = Self::key(resource, &object.metadata.namespace, &object.metadata.name);
         let (state, object) = self.encode_within_limit(resource, &key, object)?;

@@ -8,15 +8,16 @@ use super::{MAX_DATA, age_column, immutability_errors, keys, name_column};
 use crate::error::FieldError;
 use crate::name::{NameForm, config_key_faults};
 use crate::object::Object;
-use crate::resource::{Column, Resource, Rules, embedded_schema};
+use crate::resource::{Cell, Column, Resource, Rules, embedded_schema};
 
 pub(super) fn resource() -> Resource {
     let data = Column {
         name: "Data",
+        kind: "string",
         format: "",
         description: "The number of keys",
         priority: 0,
-        cell: |object, _| json!(keys(object, "data") + keys(object, "binaryData")),
+        cell: Cell::Computed(|object, _| json!(keys(object, "data") + keys(object, "binaryData"))),
     };
     Resource {
         group: "",
@@ -25,6 +26,10 @@ pub(super) fn resource() -> Resource {
         plural: "configmaps",
         singular: "configmap",
         short_names: &["cm"],
+        categories: Vec::new(),
+        is_custom: false,
+        is_read_only: false,
+        has_log: false,
         namespaced: true,
         has_status: false,
         counts_generations: false,

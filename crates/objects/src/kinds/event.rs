@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::error::FieldError;
 use crate::name::NameForm;
 use crate::object::Object;
-use crate::resource::{Column, Resource, Rules, embedded_schema};
+use crate::resource::{Cell, Column, Resource, Rules, embedded_schema};
 use crate::table::age;
 
 /// How long an event is retained, in milliseconds.
@@ -13,7 +13,7 @@ const RETENTION_MS: i64 = 60 * 60 * 1000;
 
 fn column(name: &'static str, description: &'static str, priority: u8, cell: fn(&Object, i64) -> Value) -> Column {
     let format = if name == "Name" { "name" } else { "" };
-    Column { name, format, description, priority, cell }
+    Column { name, kind: "string", format, description, priority, cell: Cell::Computed(cell) }
 }
 
 pub(super) fn resource() -> Resource {
@@ -24,6 +24,10 @@ pub(super) fn resource() -> Resource {
         plural: "events",
         singular: "event",
         short_names: &["ev"],
+        categories: Vec::new(),
+        is_custom: false,
+        is_read_only: false,
+        has_log: false,
         namespaced: true,
         has_status: false,
         counts_generations: false,

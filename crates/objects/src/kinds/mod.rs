@@ -3,13 +3,15 @@
 mod config_map;
 mod event;
 mod namespace;
+mod pod;
+mod run;
 mod secret;
 
 use serde_json::{Value, json};
 
 use crate::error::FieldError;
 use crate::object::Object;
-use crate::resource::{Column, Registry};
+use crate::resource::{Cell, Column, Registry};
 use crate::table::age;
 
 /// Maximum bytes of all values of a config map or secret together.
@@ -17,17 +19,25 @@ const MAX_DATA: usize = 1024 * 1024;
 
 /// The resources of these kinds.
 pub fn registry() -> Registry {
-    Registry::new([config_map::resource(), event::resource(), namespace::resource(), secret::resource()])
+    Registry::new([
+        config_map::resource(),
+        event::resource(),
+        namespace::resource(),
+        pod::resource(),
+        secret::resource(),
+        run::resource(),
+    ])
 }
 
 /// The column with the name of an object.
 fn name_column() -> Column {
     Column {
         name: "Name",
+        kind: "string",
         format: "name",
         description: "The name of the object",
         priority: 0,
-        cell: |object, _| json!(object.metadata.name),
+        cell: Cell::Computed(|object, _| json!(object.metadata.name)),
     }
 }
 
@@ -35,10 +45,11 @@ fn name_column() -> Column {
 fn age_column() -> Column {
     Column {
         name: "Age",
+        kind: "string",
         format: "",
         description: "The time since the creation",
         priority: 0,
-        cell: |object, now| json!(age(object.metadata.creation_timestamp.as_deref(), now)),
+        cell: Cell::Computed(|object, now| json!(age(object.metadata.creation_timestamp.as_deref(), now))),
     }
 }
 
@@ -79,12 +90,13 @@ mod tests {
             include_str!("../../schemas/secret.json"),
             include_str!("../../schemas/namespace.json"),
             include_str!("../../schemas/event.json"),
+            include_str!("../../schemas/pod.json"),
         ] {
             let source: Value = serde_json::from_str(file).unwrap();
             let schema: crate::schema::Schema = serde_json::from_value(source.clone()).unwrap();
             assert_eq!(serde_json::to_value(schema).unwrap(), source, "a keyword of the schema is not supported");
         }
-        assert_eq!(registry().resources().count(), 4);
+        assert_eq!(registry().resources().count(), 6);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{age_column, name_column};
 use crate::name::NameForm;
 use crate::object::Object;
-use crate::resource::{Column, Resource, Rules, embedded_schema};
+use crate::resource::{Cell, Column, Resource, Rules, embedded_schema};
 
 /// The label with the name of a namespace, which selectors can use.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -13,10 +13,11 @@ const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 pub(super) fn resource() -> Resource {
     let status = Column {
         name: "Status",
+        kind: "string",
         format: "",
         description: "The status of the namespace",
         priority: 0,
-        cell: |object, _| json!(object.text(&["status", "phase"])),
+        cell: Cell::Computed(|object, _| json!(object.text(&["status", "phase"]))),
     };
     Resource {
         group: "",
@@ -25,6 +26,10 @@ pub(super) fn resource() -> Resource {
         plural: "namespaces",
         singular: "namespace",
         short_names: &["ns"],
+        categories: Vec::new(),
+        is_custom: false,
+        is_read_only: false,
+        has_log: false,
         namespaced: false,
         has_status: true,
         counts_generations: false,

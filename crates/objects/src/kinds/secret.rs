@@ -8,7 +8,7 @@ use super::{MAX_DATA, age_column, immutability_errors, keys, name_column};
 use crate::error::{FieldError, json_error};
 use crate::name::{NameForm, config_key_faults};
 use crate::object::Object;
-use crate::resource::{Column, Resource, Rules, embedded_schema};
+use crate::resource::{Cell, Column, Resource, Rules, embedded_schema};
 
 /// What is shown instead of a value.
 const REDACTED: &str = "<secret contents redacted>";
@@ -16,17 +16,19 @@ const REDACTED: &str = "<secret contents redacted>";
 pub(super) fn resource() -> Resource {
     let kind = Column {
         name: "Type",
+        kind: "string",
         format: "",
         description: "What the data is for",
         priority: 0,
-        cell: |object, _| json!(object.text(&["type"])),
+        cell: Cell::Computed(|object, _| json!(object.text(&["type"]))),
     };
     let data = Column {
         name: "Data",
+        kind: "string",
         format: "",
         description: "The number of keys",
         priority: 0,
-        cell: |object, _| json!(keys(object, "data")),
+        cell: Cell::Computed(|object, _| json!(keys(object, "data"))),
     };
     Resource {
         group: "",
@@ -35,6 +37,10 @@ pub(super) fn resource() -> Resource {
         plural: "secrets",
         singular: "secret",
         short_names: &[],
+        categories: Vec::new(),
+        is_custom: false,
+        is_read_only: false,
+        has_log: false,
         namespaced: true,
         has_status: false,
         counts_generations: false,

@@ -34,6 +34,8 @@ impl Patch {
     pub const APPLY: &str = "application/apply-patch+yaml";
     /// All media types of patches, in the order in which the API server lists them.
     pub const MEDIA_TYPES: &[&str] = &[Self::JSON, Self::MERGE, Self::STRATEGIC, Self::APPLY];
+    /// Those of patches of custom resources, whose schemas do not say how lists are merged.
+    pub const CUSTOM_MEDIA_TYPES: &[&str] = &[Self::JSON, Self::MERGE, Self::APPLY];
 
     /// Applies the patch to an object with this schema.
     ///

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use slipway_core::compute_domain::{LABEL as DOMAIN_LABEL, MEMBER_ANNOTATION};
+use slipway_exec::queue::Queue;
 use tokio::sync::watch;
 
 use super::cache::{Cache, Key};
@@ -16,7 +17,6 @@ use super::{
     without_finalizer,
 };
 use crate::api::{NODE, key_of};
-use crate::queue::Queue;
 use crate::{Api, KubeError};
 
 /// Number of domains that are reconciled concurrently.

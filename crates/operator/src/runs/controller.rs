@@ -11,7 +11,8 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
-use slipway_exec::lifecycle::{self, Action, Observation, Outcome};
+use slipway_exec::lifecycle::{self, Action, Observation, Outcome, TRANSIENT_REASONS};
+use slipway_exec::queue::Queue;
 use slipway_exec::{Phase, QueueSystem, RunStatus, TokenRequest, Tracked, Tracker, tracked_id};
 use tokio::sync::{mpsc, watch};
 
@@ -22,7 +23,6 @@ use super::queues::{self, Queues, Unplaceable};
 use super::{Key, RUN, Settings, usage};
 use crate::api::POD;
 use crate::names::{self, RUN_LABEL};
-use crate::queue::Queue;
 use crate::{Api, KubeError, Resource};
 
 /// Number of runs that are reconciled concurrently.
@@ -40,8 +40,6 @@ const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Se
 /// Message of the event for a pod that Kueue does not manage.
 const QUEUE_IGNORED: &str = "Kueue does not manage the pods of this namespace, so the run starts without waiting in its queue; enable the \
      integration \"pod\" and the namespace in Kueue's configuration";
-/// Waiting reasons that every pod passes through in a moment. They are not written to the status.
-const TRANSIENT_REASONS: [&str; 4] = ["", "ContainerCreating", "PodInitializing", "SchedulingGated"];
 
 /// Reconciles all runs of a cluster while [`Controller::work`] is polled.
 pub(super) struct Controller {
@@ -534,13 +532,8 @@ impl Controller {
 
     /// Emits an event if a run ended, or is pending for a new reason.
     fn emit_status_events(&self, run: &Run, before: &RunStatus, after: &RunStatus) {
-        if before.phase != after.phase && after.phase.is_final() {
-            self.emit_event(run, after.phase == Phase::Failed, &after.reason, &after.message);
-        } else if after.phase == Phase::Pending
-            && before.reason != after.reason
-            && !TRANSIENT_REASONS.contains(&after.reason.as_str())
-        {
-            self.emit_event(run, after.reason != queues::QUEUED, &after.reason, &after.message);
+        if let Some(is_warning) = lifecycle::event_of(before, after) {
+            self.emit_event(run, is_warning, &after.reason, &after.message);
         }
     }
 }

@@ -7,11 +7,11 @@ use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use serde_json::Value;
 use slipway_exec::Submitted;
+use slipway_exec::queue::Queue;
 
 use super::Key;
 use super::pod::Pod;
 use crate::api::{Change, key_of, version};
-use crate::queue::Queue;
 
 /// A run and the resource version of its object.
 #[derive(Debug, Clone, PartialEq)]

@@ -42,11 +42,10 @@ use crate::{Api, KubeError, Resource};
 pub use crate::names::{FINALIZER, RUN_LABEL};
 pub use claims::Claims;
 pub use queues::DefaultQueues;
+pub use slipway_exec::manifest::DEFINITION;
 
 /// `slipway.dev/v1 Run`.
 pub const RUN: Resource<'static> = Resource { group: "slipway.dev", version: "v1", kind: "Run", plural: "runs" };
-/// The CustomResourceDefinition of [`RUN`], as YAML.
-pub const DEFINITION: &str = include_str!("../../../../deploy/helm/slipway/files/runs.yaml");
 /// Name of the lease for leader election.
 const LEASE_NAME: &str = "slipway-runs";
 /// Maximum bytes of one read from a log.

@@ -5,6 +5,8 @@ use slipway_core::clock::{now_ms, parse_rfc3339};
 use slipway_core::ids::hex32;
 use slipway_exec::lifecycle::{Observation, Outcome};
 use slipway_exec::manifest::Metadata;
+pub(super) use slipway_exec::pod::name;
+use slipway_exec::pod::{ATTEMPT_LABEL, CONTAINER_NAME, UID_LABEL, labels, owner};
 use slipway_exec::{Submitted, tracked_id};
 
 use super::data::PodData;
@@ -12,12 +14,6 @@ use super::queues::{self, Gang, PLACEMENT_ANNOTATIONS, PodQueue};
 use super::{RUN, Settings};
 use crate::names::{FINALIZER, INSTALLATION_LABEL, RUN_LABEL, SECRET_PREFIX};
 
-/// Label with the unique id of the run, which distinguishes it from earlier runs of the same name.
-const UID_LABEL: &str = "slipway.dev/run-uid";
-/// Label with the number of the attempt.
-const ATTEMPT_LABEL: &str = "slipway.dev/attempt";
-/// Name of the container.
-const CONTAINER_NAME: &str = "main";
 /// Key of the token in the secret of an attempt.
 const TOKEN_KEY: &str = "token";
 /// Key of the certificates in the secret of an attempt. The program verifies the control plane with them.
@@ -26,11 +22,6 @@ const CA_KEY: &str = "ca.crt";
 const CA_FOLDER: &str = "/var/run/slipway.dev";
 /// Name of the volume with the certificates.
 const CA_VOLUME: &str = "slipway-ca";
-
-/// The name of an attempt's pod.
-pub(super) fn name(run: &str, attempt: u32) -> String {
-    format!("{run}-{attempt}")
-}
 
 /// The secret of an attempt.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,24 +35,6 @@ pub(super) struct AttemptSecret {
 /// create a secret with a predictable name, and the run would use the token in it.
 pub(super) fn secret_name(run: &Metadata, attempt: u32) -> String {
     format!("{SECRET_PREFIX}{}-{attempt}-{}", run.name, &hex32()[..12])
-}
-
-/// The owner reference to a run.
-fn owner(run: &Metadata) -> Value {
-    json!({
-        "apiVersion": "slipway.dev/v1", "kind": "Run", "name": run.name, "uid": run.uid,
-        "controller": true, "blockOwnerDeletion": false,
-    })
-}
-
-/// Labels of the pod and the secret of an attempt.
-fn labels(run: &Metadata, attempt: u32) -> Map<String, Value> {
-    let mut labels = Map::new();
-    labels.insert("app.kubernetes.io/managed-by".into(), json!("slipway"));
-    labels.insert(RUN_LABEL.into(), json!(run.name));
-    labels.insert(UID_LABEL.into(), json!(run.uid));
-    labels.insert(ATTEMPT_LABEL.into(), json!(attempt.to_string()));
-    labels
 }
 
 /// The secret of an attempt. The run owns it, so it is deleted with the run. It is immutable, so kubelets need not watch it.

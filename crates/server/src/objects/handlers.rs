@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::json;
-use slipway_access::Verb;
+use slipway_access::{Refusal, Resource as AccessResource, Verb};
 use slipway_objects::embedded::Embedded;
 use slipway_objects::error::{FieldError, RequestOptions, Status};
 use slipway_objects::store::{ApplyOptions, Deletion, ListOptions, ObjectStore, Page, Part, parse_version};
@@ -66,12 +66,24 @@ fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
 
 pub(super) async fn create(target: Target, store: Embedded, call: Call) -> Result {
     call.authorize(&target, Verb::Create).await?;
+    check_executor(&target)?;
     let view = View::of(&call)?;
     let options = call.write_options(target.part, RequestOptions::Create)?;
     let (object, warnings) = call.object(&target.resource, options.validation)?;
     let mut written = store.create(&target.resource, &call.namespace, object, &options).await?;
     written.warnings = warnings;
     Ok(view.written(StatusCode::CREATED, &target.resource, &written))
+}
+
+/// Refuses runs that nothing would execute.
+fn check_executor(target: &Target) -> std::result::Result<(), Failure> {
+    let detail = match &target.executor {
+        _ if target.access != AccessResource::Runs => return Ok(()),
+        Some(executor) if executor.get().is_some() => return Ok(()),
+        Some(_) => "runs need a running server with authentication",
+        None => "servers that share a database do not execute objects of the kind Run; use `slipway run submit`",
+    };
+    Err(Failure::refused(Refusal::Unavailable(detail.to_owned()), &target.resource.group_resource(), ""))
 }
 
 pub(super) async fn update(target: Target, store: Embedded, call: Call) -> Result {
@@ -92,7 +104,7 @@ pub(super) async fn patch(target: Target, store: Embedded, call: Call) -> Result
     if call.is_apply() {
         let Text { value, duplicates } = call.configuration()?;
         write.duplicates = duplicates;
-        let creation = call.authorize(&target, Verb::Create).await;
+        let creation = call.authorize(&target, Verb::Create).await.and_then(|()| check_executor(&target));
         let options = ApplyOptions { write, force: call.query.flag("force"), create: creation.is_ok() };
         let written = match store.apply(resource, namespace, name, &value, &options).await {
             Err(Error::NotFound { name: missing, .. }) if missing == *name && target.part == Part::Main => {
@@ -104,7 +116,7 @@ pub(super) async fn patch(target: Target, store: Embedded, call: Call) -> Result
         let status = if written.is_created { StatusCode::CREATED } else { StatusCode::OK };
         return Ok(view.written(status, resource, &written));
     }
-    let (patch, duplicates) = call.patch()?;
+    let (patch, duplicates) = call.patch(resource)?;
     write.duplicates = duplicates;
     let written = store.patch(resource, namespace, name, &patch, &write).await?;
     Ok(view.written(StatusCode::OK, resource, &written))

@@ -19,9 +19,9 @@ use slipway_objects::store::{DeleteOptions, Part, Propagation, Selection, WriteO
 use slipway_objects::name::{manager_errors, manager_of_user_agent};
 use slipway_objects::{Error, Object, Resource, protobuf};
 
-use super::MAX_BODY_BYTES;
 use super::response::Failure;
 use super::text::{self, Objects, Text};
+use super::{MAX_BODY_BYTES, RunExecutor};
 
 /// The media type of YAML.
 const YAML: &str = "application/yaml";
@@ -35,6 +35,8 @@ pub(super) struct Target {
     pub(super) access: AccessResource,
     /// The part of an object.
     pub(super) part: Part,
+    /// Executes runs.
+    pub(super) executor: RunExecutor,
 }
 
 impl Target {
@@ -233,13 +235,13 @@ impl Call {
     }
 
     /// The patch in the body, and warnings about fields that it has more than once.
-    pub(super) fn patch(&self) -> Result<(Patch, Vec<String>), Error> {
+    pub(super) fn patch(&self, resource: &Resource) -> Result<(Patch, Vec<String>), Error> {
         let kind: fn(Value) -> Patch = match self.content_type() {
             Patch::JSON => Patch::Json,
             Patch::MERGE => Patch::Merge,
-            Patch::STRATEGIC => Patch::Strategic,
+            Patch::STRATEGIC if !resource.is_custom => Patch::Strategic,
             _ => {
-                return Err(Error::UnsupportedMediaType(Patch::MEDIA_TYPES.join(", ")));
+                return Err(Error::UnsupportedMediaType(resource.patch_types().join(", ")));
             }
         };
         let malformed = |error: serde_json::Error| {

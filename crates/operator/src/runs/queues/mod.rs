@@ -20,7 +20,7 @@ use slipway_exec::{Manifest, QueueSystem, queueing};
 use tokio::sync::Mutex;
 
 pub(super) use placement::{Gang, PLACEMENT_ANNOTATIONS, Placement, is_managed};
-pub(super) use waiting::{PodQueue, QUEUED, VOLCANO_POD_GROUP, eviction};
+pub(super) use waiting::{PodQueue, VOLCANO_POD_GROUP, eviction};
 
 use crate::{Api, KubeError, Resource};
 

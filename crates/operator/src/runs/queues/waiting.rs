@@ -7,14 +7,13 @@
 use serde_json::Value;
 use slipway_core::clock::parse_rfc3339;
 use slipway_exec::lifecycle::Observation;
+use slipway_exec::status::QUEUED;
 use slipway_exec::{QueueStatus, QueueSystem, queueing};
 
 use super::Queues;
 use super::placement::{KUEUE_GROUP, VOLCANO_GROUP};
 use crate::{KubeError, Resource};
 
-/// Reason of a run that waits in a queue.
-pub(in crate::runs) const QUEUED: &str = "Queued";
 /// Prefix of the scheduling gates with which Kueue holds a pod back: `admission`, `topology`.
 const KUEUE_GATES: &str = "kueue.x-k8s.io/";
 /// Label on Kueue's workloads with the UID of the pod.
