@@ -7,7 +7,7 @@ import subprocess
 import remote_services as services
 from remote_projects import sandbox, tree
 
-FILES = {"file.txt": "hello\n", "folder/a": "a\n", "folder/sub/b c": "b\n", "folder/#1 50%": "odd\n"}
+FILES = {"file.txt": "hello\n", "folder/a": "a\n", "folder/sub/b c": "b\n"}
 
 
 def fill(data):
@@ -69,15 +69,17 @@ def ssh_is_a_source(programs):
         if programs.dvc:
             original = life(place, "original", sshd.url, sshd.data, keyfile=str(sshd.key))
             assert ours == original, (ours, original)
-        # The original refuses links.
+        # The original refuses links, and lists such a name below another folder.
+        (sshd.data / "folder/#1 50%").write_text("odd\n")
         (sshd.data / "folder/link").symlink_to("a")
         (sshd.data / "folder/broken").symlink_to("nowhere")
         project = place.project("links")
         project.remote(sshd.url, keyfile=str(sshd.key))
         project.ours("import-url", "remote://r/folder")
         assert (project.path / "folder/link").read_text() == "a\n" and not (project.path / "folder/broken").exists()
+        assert (project.path / "folder/#1 50%").read_text() == "odd\n"
         (sshd.data / "folder/circle").symlink_to(".")
-        assert "circle" in project.ours("update", "folder.dvc", fails=True)
+        assert "link to a folder" in project.ours("update", "folder.dvc", fails=True)
 
 
 def webdav_is_a_source(programs):
@@ -86,9 +88,17 @@ def webdav_is_a_source(programs):
         first, second = life(place, "ours", f"webdav://{nginx.address}/dav", nginx.data, user="me", password="secret")
         assert re.search(r"deps:\n- etag: \S.* GMT\n  size: 6\n  hash: md5\n  path: remote://r/file.txt\n", first["file.txt.dvc"]), first
         assert first["folder.dvc"] != second["folder.dvc"]
+        # The original refuses such a name.
+        (nginx.data / "folder/#1 50%").write_text("odd\n")
+        project = place.project("names")
+        project.remote(f"webdav://{nginx.address}/dav", user="me", password="secret")
+        project.ours("import-url", "remote://r/folder")
+        assert (project.path / "folder/#1 50%").read_text() == "odd\n"
     if programs.dvc:
         with sandbox(programs) as place, services.wsgidav(programs.dvc) as server:
             fill(server.data)
+            # The original cuts the names of folders in folders on WebDAV servers.
+            shutil.rmtree(server.data / "folder/sub")
             for program in ["ours", "original"]:
                 project = place.project(program)
                 project.remote(server.url)

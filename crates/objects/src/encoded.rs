@@ -94,7 +94,8 @@ impl From<Object> for Encoded {
 }
 
 fn decode(json: &[u8]) -> Result<Object, Error> {
-    serde_json::from_slice(json).map_err(|error| Error::Sealed(format!("an object is stored in an unknown form: {error}")))
+    serde_json::from_slice(json)
+        .map_err(|error| Error::Sealed(format!("an object is stored in an unknown form: {error}")))
 }
 
 #[cfg(test)]
@@ -133,7 +134,8 @@ mod tests {
     #[test]
     fn invalid_texts_are_errors() {
         assert!(Encoded::from_stored(&config_maps(), b"{", 1).is_err());
-        let cut = Encoded::from_stored(&config_maps(), br#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"na"#, 1).unwrap();
+        let cut = Encoded::from_stored(&config_maps(), br#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"na"#, 1)
+            .unwrap();
         assert!(cut.object().is_err() && cut.into_object().is_err());
     }
 }

@@ -3,8 +3,8 @@
 use super::Talk;
 use super::checkout::{discard, restore};
 use super::import::{
-    announce, existing_item, finish, lock_commit, open_location, open_source, set_output, take_files, take_item, take_location,
-    version_of_content, version_of_tags,
+    announce, existing_item, finish, lock_commit, open_location, open_source, set_output, take_files, take_item,
+    take_location, version_of_content, version_of_tags,
 };
 use super::status::output_change;
 use super::{source_versions, update_versioned};

@@ -226,7 +226,6 @@ impl Location {
     async fn list_source(&self, source: &dyn Source, recursive: bool, depth: usize) -> Result<Vec<Item>, DataError> {
         let mut items = Vec::new();
         let mut folders = vec![String::new()];
-        // Level by level, so that a folder that contains a link to itself ends at the maximum depth.
         for level in 1..=depth.min(MAX_DEPTH) {
             let listings = folders.iter().map(|folder| retried(move || source.entries(folder)));
             let listings = futures_util::stream::iter(listings).buffered(CONCURRENT_REQUESTS);
@@ -236,6 +235,11 @@ impl Location {
                 for mut entry in entries {
                     if !folder.is_empty() {
                         entry.name = format!("{folder}/{}", entry.name);
+                    }
+                    // It may lead in a circle.
+                    if entry.is_folder && entry.is_link && recursive {
+                        let url = redact(&self.written);
+                        return Err(DataError::Invalid(format!("{url}: '{}' is a link to a folder", entry.name)));
                     }
                     match entry.is_folder && recursive && level < depth {
                         true => next.push(entry.name),
@@ -249,7 +253,7 @@ impl Location {
             folders = next;
         }
         let url = redact(&self.written);
-        Err(DataError::Invalid(format!("{url}: folders are more than {MAX_DEPTH} deep; does a link lead in a circle?")))
+        Err(DataError::Invalid(format!("{url}: folders are more than {MAX_DEPTH} deep")))
     }
 
     /// What a request for a file of a bucket reports about it.
@@ -355,7 +359,13 @@ fn item_of(meta: &ObjectMeta, path: String) -> Item {
 
 /// What a machine reports about a file, whose name is its path here.
 fn item_of_entry(entry: Entry) -> Item {
-    Item { path: entry.name, is_folder: entry.is_folder, size: entry.size.filter(|_| !entry.is_folder), tag: entry.tag, version: None }
+    Item {
+        path: entry.name,
+        is_folder: entry.is_folder,
+        size: entry.size.filter(|_| !entry.is_folder),
+        tag: entry.tag,
+        version: None,
+    }
 }
 
 fn folder(path: String) -> Item {

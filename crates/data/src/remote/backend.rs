@@ -70,6 +70,8 @@ pub(crate) struct Entry {
     /// The name in the folder.
     pub(crate) name: String,
     pub(crate) is_folder: bool,
+    /// Whether it is a symbolic link to the file or folder.
+    pub(crate) is_link: bool,
     /// Bytes of a file, if they are known.
     pub(crate) size: Option<u64>,
     /// What changes with the content of a file, if the service reports such a tag.

@@ -379,7 +379,8 @@ impl Backend for Bucket {
         Box::pin(async move {
             let listed = self.store.list_with_delimiter(Some(&self.key(folder))).await.map_err(failed)?;
             let name = |key: &Key| key.filename().unwrap_or_default().to_owned();
-            let folders = listed.common_prefixes.iter().map(|key| Entry { name: name(key), is_folder: true, ..Entry::default() });
+            let folders =
+                listed.common_prefixes.iter().map(|key| Entry { name: name(key), is_folder: true, ..Entry::default() });
             let files = listed.objects.iter().map(|meta| Entry { name: name(&meta.location), ..Entry::default() });
             Ok(folders.chain(files).collect())
         })

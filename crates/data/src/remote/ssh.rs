@@ -152,7 +152,7 @@ impl Ssh {
             let path = format!("{folder}/{name}");
             async move {
                 let found = if attributes.is_link() { sftp.stat(&path).await? } else { Some(attributes) };
-                Ok(found.map(|attributes| entry(name, attributes)))
+                Ok(found.map(|found| Entry { is_link: attributes.is_link(), ..entry(name, found) }))
             }
         });
         let followed = futures_util::stream::iter(followed).buffered(CONCURRENT_LINKS);
@@ -208,7 +208,7 @@ impl Source for Ssh {
 }
 
 fn entry(name: String, attributes: Attributes) -> Entry {
-    Entry { name, is_folder: attributes.is_folder(), size: attributes.size, tag: None }
+    Entry { name, is_folder: attributes.is_folder(), size: attributes.size, ..Entry::default() }
 }
 
 /// Reads one block, with as many requests as the server needs; it is shorter only at the end of the file.

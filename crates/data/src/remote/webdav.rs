@@ -204,7 +204,8 @@ fn parse_properties(text: &[u8]) -> Result<Vec<Entry>, String> {
             Event::Text(piece) => value.push_str(&piece.decode().map_err(|error| error.to_string())?),
             Event::GeneralRef(reference) => {
                 let named = reference.decode().map_err(|error| error.to_string())?;
-                let named = quick_xml::escape::unescape(&format!("&{named};")).map_err(|error| error.to_string())?.into_owned();
+                let named =
+                    quick_xml::escape::unescape(&format!("&{named};")).map_err(|error| error.to_string())?.into_owned();
                 value.push_str(&named);
             }
             Event::End(tag) => match tag.local_name().as_ref() {
@@ -261,7 +262,8 @@ mod tests {
 <d:response><d:href>/c</d:href><d:propstat><d:prop><d:getlastmodified>Mon, 30 Nov 2026 10:00:01 GMT</d:getlastmodified></d:prop></d:propstat></d:response>
 <d:response><d:href>/d/</d:href><d:propstat><d:prop><d:resourcetype><d:collection/></d:resourcetype><d:getetag>x</d:getetag></d:prop></d:propstat></d:response>
 </d:multistatus>"#;
-        let file = |name: &str, size, tag: &str| Entry { name: name.into(), is_folder: false, size, tag: Some(tag.into()) };
+        let file =
+            |name: &str, size, tag: &str| Entry { name: name.into(), size, tag: Some(tag.into()), ..Entry::default() };
         let folder = Entry { name: "/d".into(), is_folder: true, ..Entry::default() };
         let expected = [file("/a & b", Some(6), "9-6"), file("/c", None, "Mon, 30 Nov 2026 10:00:01 GMT"), folder];
         assert_eq!(parse_properties(text).unwrap(), expected);

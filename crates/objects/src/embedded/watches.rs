@@ -41,7 +41,8 @@ struct Watch {
 impl Watch {
     /// The event of a change for this watch; `None` if the object is selected neither before nor after it.
     fn event(&self, change: &Change) -> Option<WatchEvent<Arc<Encoded>>> {
-        let is_elsewhere = self.selection.namespace.as_ref().is_some_and(|namespace| *namespace != change.key.namespace);
+        let is_elsewhere =
+            self.selection.namespace.as_ref().is_some_and(|namespace| *namespace != change.key.namespace);
         if is_elsewhere || change.key.resource != self.stored_as {
             return None;
         }

@@ -58,7 +58,8 @@ pub(super) async fn respond(target: Target, store: Embedded, call: Call) -> Resu
 
 /// The line of an event.
 fn line(resource: &Resource, view: View, event: WatchEvent<Arc<Encoded>>, is_first: bool) -> Vec<u8> {
-    let write = |kind: &str, object: &[u8]| [br#"{"type":""#, kind.as_bytes(), br#"","object":"#, object, b"}\n"].concat();
+    let write =
+        |kind: &str, object: &[u8]| [br#"{"type":""#, kind.as_bytes(), br#"","object":"#, object, b"}\n"].concat();
     let shown = |kind: &str, text: &Encoded| match view.text(resource, text, is_first) {
         Ok(object) => write(kind, &object),
         Err(error) => write("ERROR", json!(error.status()).to_string().as_bytes()),

@@ -131,14 +131,17 @@ fn finalizers_and_owners_decide_about_deletions() {
         let mut dependent = config_map("dependent", "1");
         dependent.metadata.owner_references = Some(vec![kube::Resource::owner_ref(&owner, &()).unwrap()]);
         maps.create(&PostParams::default(), &dependent).await.unwrap();
-        let foreground = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
+        let foreground =
+            DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
         let pending = maps.delete("owner", &foreground).await.unwrap().left().expect("a finalizer holds the object");
         assert!(pending.metadata.deletion_timestamp.is_some());
         while maps.get_opt("dependent").await.unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert!(maps.get_opt("owner").await.unwrap().is_some());
-        let released = Patch::Json::<()>(serde_json::from_value(json!([{"op": "remove", "path": "/metadata/finalizers"}])).unwrap());
+        let released = Patch::Json::<()>(
+            serde_json::from_value(json!([{"op": "remove", "path": "/metadata/finalizers"}])).unwrap(),
+        );
         maps.patch("owner", &PatchParams::default(), &released).await.unwrap();
         await_condition(maps.clone(), "owner", conditions::is_deleted(&owner.uid().unwrap())).await.unwrap();
         assert!(maps.get_opt("owner").await.unwrap().is_none());
