@@ -211,7 +211,10 @@ pub fn manager_of_user_agent(user_agent: &str) -> String {
 
 /// Whether Go's `unicode.IsPrint` holds, but for characters that are not assigned.
 fn is_printable(c: char) -> bool {
-    c == ' ' || !(c.is_control() || c.is_whitespace() || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{e000}'..='\u{f8ff}' | '\u{feff}'))
+    c == ' '
+        || !(c.is_control()
+            || c.is_whitespace()
+            || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{e000}'..='\u{f8ff}' | '\u{feff}'))
 }
 
 /// Checks that the finalizers of an object of the core group are those of Kubernetes, or have the domain of their controller.

@@ -8,7 +8,6 @@ use crate::resource::{Registry, Resource, metadata_schema};
 /// The name of the schema of metadata, as upstream's clients know it.
 const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
-
 /// The name of the schema of a kind, as upstream names those of its own kinds.
 fn schema_name(resource: &Resource) -> String {
     if resource.group.is_empty() {

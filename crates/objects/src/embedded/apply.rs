@@ -46,15 +46,12 @@ pub(super) fn applied(
     object.metadata.managed_fields = outcome.managers.encode();
     let meta = &object.metadata;
     if live.is_none() && !meta.uid.is_empty() {
-        let detail = format!(
-            "uid mismatch: the provided object specified uid {}, and no existing object was found",
-            meta.uid
-        );
+        let detail =
+            format!("uid mismatch: the provided object specified uid {}, and no existing object was found", meta.uid);
         return Err(resource.conflict(name, detail));
     }
     if meta.name.is_empty() {
-        let message =
-            format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+        let message = format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
         return Err(bad_request(message));
     }
     if meta.name != name {

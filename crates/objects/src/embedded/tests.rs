@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 
 use futures_util::StreamExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use slipway_store::Database;
 
 use super::*;
 use crate::meta::{FOREGROUND_FINALIZER, OwnerReference};
 use crate::patch::Patch;
 use crate::selector::LabelSelector;
-use crate::store::{DeleteOptions, Deletion, ListOptions, Propagation, Selection, WatchEvent, WatchOptions};
+use crate::store::{
+    ApplyOptions, DeleteOptions, Deletion, ListOptions, Propagation, Selection, WatchEvent, WatchOptions,
+};
 
 struct Fixture {
     store: Embedded,
@@ -98,6 +100,39 @@ async fn concurrent_patches_are_all_applied() {
     }
     let object = fixture.store.get(&fixture.config_maps, "default", "a").await.unwrap();
     assert_eq!(object.at(&["data"]).as_object().unwrap().len(), 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configurations_of_two_managers_are_merged_and_conflict() {
+    let fixture = fixture().await;
+    let apply = async |manager: &str, data: Value, force: bool, dry_run: bool| {
+        let write = WriteOptions { manager: manager.into(), dry_run, ..WriteOptions::default() };
+        let options = ApplyOptions { write, force, create: true };
+        let configuration = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data});
+        fixture.store.apply(&fixture.config_maps, "default", "a", &configuration, &options).await
+    };
+    let managers = |object: &Object| {
+        let entries = object.metadata.managed_fields.iter().flatten();
+        entries.map(|entry| format!("{} {}", entry.manager, entry.operation)).collect::<Vec<_>>()
+    };
+    assert!(apply("one", json!({"k": "1"}), false, true).await.unwrap().is_created);
+    assert!(fixture.names().await.is_empty());
+    let created = apply("one", json!({"k": "1", "old": "x"}), false, false).await.unwrap();
+    assert!(created.is_created && managers(&created.object) == ["one Apply"]);
+    let same = apply("one", json!({"k": "1", "old": "x"}), false, false).await.unwrap();
+    assert_eq!((same.is_created, &same.object), (false, &created.object));
+    let conflict = apply("two", json!({"k": "2"}), false, false).await.unwrap_err();
+    assert_eq!(conflict.to_string(), "Apply failed with 1 conflict: conflict with \"one\": .data.k");
+    assert_eq!(conflict.status().code, Some(409));
+    let forced = apply("two", json!({"k": "2"}), true, false).await.unwrap().object;
+    assert_eq!((forced.at(&["data"]), managers(&forced).len()), (&json!({"k": "2", "old": "x"}), 2));
+    let removed = apply("one", json!({}), false, false).await.unwrap().object;
+    assert_eq!(removed.at(&["data"]), &json!({"k": "2"}));
+    let patched = fixture.set("a", "3").await;
+    // The first manager still applies the field `data`, but nothing in it.
+    assert_eq!(managers(&patched), ["one Apply", "unknown Update"]);
+    let odd = apply("two", json!({"k": 1}), true, false).await.unwrap_err();
+    assert_eq!(odd.status().code, Some(500), "{odd}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,12 +11,12 @@ use slipway_store::sql::Connection;
 use super::{Applied, Embedded, MAX_ATTEMPTS, OTHER_CHANGE, Outcome, admission, apply, with_version};
 use crate::encoded::Encoded;
 use crate::error::{Cause, Error, FieldError, GroupResource};
+use crate::fields::Tracker;
 use crate::meta::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER, ObjectMeta};
 use crate::object::Object;
 use crate::patch::Patch;
 use crate::repo::{self, Key};
 use crate::resource::{FieldValidation, Resource};
-use crate::fields::Tracker;
 use crate::store::{
     ApplyOptions, DeleteOptions, Deletion, ListOptions, ObjectStore, Page, Part, Propagation, WatchEvent, WatchOptions,
     WriteOptions, Written,

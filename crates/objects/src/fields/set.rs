@@ -94,7 +94,6 @@ impl Set {
         self.0.get(element).map(|node| &node.children).filter(|children| !children.is_empty())
     }
 
-
     pub(super) fn nodes_mut(&mut self) -> impl Iterator<Item = (&Element, &mut Node)> {
         self.0.iter_mut()
     }
@@ -154,10 +153,9 @@ impl Set {
         self.combined(other, |node, other| match other {
             None => node.clone(),
             Some(other) if other.is_member => Node::default(),
-            Some(other) => Node {
-                is_member: node.is_member,
-                children: node.children.difference_with_descendants(&other.children),
-            },
+            Some(other) => {
+                Node { is_member: node.is_member, children: node.children.difference_with_descendants(&other.children) }
+            }
         })
     }
 
@@ -224,10 +222,7 @@ impl Serialize for Written<'_> {
             map.serialize_entry(".", &serde_json::Map::new())?;
         }
         for (element, node) in &self.set.0 {
-            map.serialize_entry(
-                &element.to_text(),
-                &Written { with_self: node.is_member, set: &node.children },
-            )?;
+            map.serialize_entry(&element.to_text(), &Written { with_self: node.is_member, set: &node.children })?;
         }
         map.end()
     }

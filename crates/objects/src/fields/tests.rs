@@ -135,12 +135,17 @@ fn recorded_writes_have_the_same_results() {
         let mut live: Option<Object> = None;
         for (i, step) in steps.iter().enumerate() {
             let now = begin + 1000 * (i64::try_from(i).unwrap() + 1);
-            let what = format!("sequence {number}, step {i}: {} by {} of {}", step.operation, step.manager, step.object);
+            let what =
+                format!("sequence {number}, step {i}: {} by {} of {}", step.operation, step.manager, step.object);
             match run(resource, live.as_ref(), step, now) {
                 Err(error) => {
                     let status = error.status();
-                    let causes: Vec<(String, String)> =
-                        status.details.iter().flat_map(|d| &d.causes).map(|c| (c.message.clone(), c.field.clone())).collect();
+                    let causes: Vec<(String, String)> = status
+                        .details
+                        .iter()
+                        .flat_map(|d| &d.causes)
+                        .map(|c| (c.message.clone(), c.field.clone()))
+                        .collect();
                     let mut expected = step.causes.clone().unwrap_or_default();
                     // Upstream lists managers in any order.
                     let mut sorted = causes.clone();
@@ -153,7 +158,8 @@ fn recorded_writes_have_the_same_results() {
                         lines
                     };
                     if lines(&status.message) != lines(&step.error) || sorted != expected {
-                        failures.push(format!("{what}\n  {} {causes:?}\n  {} {expected:?}", status.message, step.error));
+                        failures
+                            .push(format!("{what}\n  {} {causes:?}\n  {} {expected:?}", status.message, step.error));
                     }
                 }
                 Ok(object) => {

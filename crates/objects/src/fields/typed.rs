@@ -257,7 +257,9 @@ pub fn validate(value: &Value, value_type: Type<'_>) -> Result<(), String> {
     match &*faults {
         [] => Ok(()),
         [one] => Err(one.clone()),
-        many => Err(format!("errors:\n{}", many.iter().map(|fault| format!("  {fault}")).collect::<Vec<_>>().join("\n"))),
+        many => {
+            Err(format!("errors:\n{}", many.iter().map(|fault| format!("  {fault}")).collect::<Vec<_>>().join("\n")))
+        }
     }
 }
 

@@ -57,7 +57,11 @@ fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
         ("" | "NotOlderThan", _) => None,
         (other, _) => {
             let supported = ["Exact", "NotOlderThan", ""].map(str::to_owned);
-            return Err(RequestOptions::List.invalid(vec![FieldError::not_supported(MATCH, &json!(other), &supported)]));
+            return Err(RequestOptions::List.invalid(vec![FieldError::not_supported(
+                MATCH,
+                &json!(other),
+                &supported,
+            )]));
         }
     };
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use slipway_access::{Decision, Refusal, Resource as AccessResource, Verb};
 use slipway_objects::embedded::Embedded;
 use slipway_objects::error::{FieldError, RequestOptions, json_error};
+use slipway_objects::name::{manager_errors, manager_of_user_agent};
 use slipway_objects::patch::Patch;
 use slipway_objects::resource::FieldValidation;
 use slipway_objects::selector::{FieldSelector, LabelSelector};
 use slipway_objects::store::{DeleteOptions, Part, Propagation, Selection, WriteOptions};
-use slipway_objects::name::{manager_errors, manager_of_user_agent};
 use slipway_objects::{Error, Object, Resource, protobuf};
 
 use super::response::Failure;
@@ -290,7 +290,8 @@ impl Call {
             return Err(options.invalid(errors));
         }
         let manager = if given.is_empty() {
-            let user_agent = self.headers.get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
+            let user_agent =
+                self.headers.get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
             manager_of_user_agent(&user_agent.unwrap_or_default())
         } else {
             given.to_owned()

@@ -34,7 +34,7 @@ pub(crate) enum External {
     Import(Import),
     /// Track a copy of data at a URL
     #[command(
-        after_help = "Example:\n  slipway data import-url https://host/labels.csv\n  slipway data import-url s3://bucket/raw --to-remote"
+        after_help = "Example:\n  slipway data import-url https://host/labels.csv\n  slipway data import-url ssh://host/srv/raw\n  slipway data import-url s3://bucket/raw --to-remote"
     )]
     ImportUrl(ImportUrl),
     /// Bring imports to the newest version of their source
