@@ -59,7 +59,7 @@ def masked(value, name=None):
     if isinstance(value, list):
         values = [masked(v, name) for v in value]
         # The order of the entries depends on their times, which are in seconds.
-        return sorted(values, key=json.dumps) if name == "managedFields" else values
+        return sorted(values, key=lambda entry: json.dumps(entry, sort_keys=True)) if name == "managedFields" else values
     if name in MASKED and value:
         return name.upper()
     if isinstance(value, str):
@@ -302,7 +302,7 @@ def writes_record_their_managers(s):
         s.send("PATCH", s.path("s", "secrets") + f"?fieldManager=m{number:02}", {"stringData": {f"k{number}": "x"}}, kind=MERGE)
     s.get("/api/v1/namespaces/" + s.namespace)
     s.send("PATCH", "/api/v1/namespaces/" + s.namespace, {"metadata": {"labels": {"x": "1"}}, "status": {"phase": "Odd"}}, kind=MERGE)
-    condition = {"type": "Tested", "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    condition = {"type": "Tested", "status": "True", "reason": "R", "message": "it works", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     s.send("PATCH", f"/api/v1/namespaces/{s.namespace}/status?fieldManager=first", {"status": {"conditions": [condition]}}, kind=MERGE)
 
 
