@@ -33,6 +33,7 @@ DIFFERENCES = [(re.compile(pattern), status, reason) for pattern, reason, *statu
     (r"^GET /apis/unknown", "below /apis, the API of pipelines answers for unknown paths; clients look at the status only"),
     (r"^GET \S*/unknowns/", "/api/v1 also has slipway's own routes, which answer for unknown paths; clients look at the status only"),
     (r"^PATCH .*\"op\"", "slipway adds which operation of a JSON patch failed to the message"),
+    (r"^PATCH \S+ {}$", "slipway lists the media types of patches that it accepts"),
     (r'^PUT .*"resourceVersion": "odd"', "a malformed version is a mistake of the client, for which upstream answers 500", 400),
     (r"^GET \S*watch=1&resourceVersion=odd", "the same mistake in a watch", 400),
     (r" accept text/html", "slipway has no representations in YAML and protobuf, and does not list them"),
@@ -67,7 +68,7 @@ def masked(value, name=None):
         # The place in upstream's source, and the object, which slipway does not repeat.
         value = re.sub(r' in scheme "[^"]*"', "", value)
         value = re.sub(r"of type struct \{.*?\} \(", "of type struct (", value)
-        value = re.sub(r'Invalid value: "(\{.*\})?": (?=json: |strict )', "Invalid value: OBJECT: ", value)
+        value = re.sub(r'Invalid value: "(\{.*\}|map\[.*\])?": (?=json: |strict )', "Invalid value: OBJECT: ", value)
         value = re.sub(r"in record \(\d+\)", "in record (VERSION)", value)
         value = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME", value)
     return value
