@@ -41,6 +41,8 @@ DIFFERENCES = [(re.compile(pattern), status, reason) for pattern, reason, *statu
 # Of these, only the presence is compared.
 MASKED = {"uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "time", "continue"}
 
+UID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
 
 def masked(value, name=None):
     """A value without what differs between any two servers."""
@@ -51,7 +53,8 @@ def masked(value, name=None):
                 for age in ages:
                     row["cells"][age] = "AGE"
         # Descriptions of columns are prose. Of two validations that find the same fault, upstream lists both.
-        kept = {k: masked(v, k) for k, v in value.items() if k != "description"}
+        # Names of managed fields contain the ids of owners.
+        kept = {re.sub(UID, "UID", k): masked(v, k) for k, v in value.items() if k != "description"}
         if "causes" in kept:
             kept["causes"] = [cause for i, cause in enumerate(kept["causes"]) if cause not in kept["causes"][:i]]
         if "generateName" in kept and "name" in kept:
@@ -64,7 +67,7 @@ def masked(value, name=None):
     if name in MASKED and value:
         return name.upper()
     if isinstance(value, str):
-        value = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UID", value)
+        value = re.sub(UID, "UID", value)
         # The place in upstream's source, and the object, which slipway does not repeat.
         value = re.sub(r' in scheme "[^"]*"', "", value)
         value = re.sub(r"of type struct \{.*?\} \(", "of type struct (", value)
