@@ -40,7 +40,6 @@ DIFFERENCES = [(re.compile(pattern), status, reason) for pattern, reason, *statu
 ]]
 # Of these, only the presence is compared.
 MASKED = {"uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "time", "continue"}
-
 UID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
