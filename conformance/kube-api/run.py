@@ -233,7 +233,7 @@ def client_side_apply_is_continued_by_the_server(kubectl):
 
 
 @test
-def server_side_apply_can_be_tried(kubectl):
+def server_side_apply_has_dry_runs_and_differences(kubectl):
     apply = ("apply", "--server-side", "-f", "-")
     assert kubectl(*apply, "--dry-run=server", stdin=manifest("a", {"k": "1"})) == "configmap/a serverside-applied (server dry run)\n"
     assert kubectl("get", "cm", "-o", "name") == ""
