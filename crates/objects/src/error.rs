@@ -5,8 +5,6 @@ use serde::Serialize;
 use serde_json::Value;
 use slipway_core::Explain;
 
-use crate::fields::managers::{Conflict, conflict_message};
-
 /// A resource in its group, such as `configmaps` or `runs.slipway.dev`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GroupResource {
@@ -97,6 +95,32 @@ impl std::fmt::Display for FieldError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.field, self.message)
     }
+}
+
+/// A field that another manager has with another value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// The other manager, as messages describe it.
+    pub manager: String,
+    /// The path of the field.
+    pub field: String,
+}
+
+/// The message about conflicts, which are grouped by manager.
+fn conflict_message(conflicts: &[Conflict]) -> String {
+    if let [Conflict { manager, field }] = conflicts {
+        return format!("Apply failed with 1 conflict: conflict with {manager}: {field}");
+    }
+    let mut lines = Vec::new();
+    let mut current = None;
+    for Conflict { manager, field } in conflicts {
+        if current != Some(manager) {
+            lines.push(format!("conflicts with {manager}:"));
+            current = Some(manager);
+        }
+        lines.push(format!("- {field}"));
+    }
+    format!("Apply failed with {} conflicts: {}", conflicts.len(), lines.join("\n"))
 }
 
 /// Why a request to the object API failed.

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::fields::Set;
-
 /// The finalizer of an object whose dependents must be deleted before it.
 pub const FOREGROUND_FINALIZER: &str = "foregroundDeletion";
 /// The finalizer of an object whose dependents must outlive it.
@@ -93,17 +91,14 @@ pub struct ManagedFieldsEntry {
 pub struct FieldsV1(Arc<RawValue>);
 
 impl FieldsV1 {
-    /// The text of a set of paths.
-    pub fn new(set: &Set) -> Self {
-        Self(serde_json::value::to_raw_value(set).expect("sets of paths are maps with text keys").into())
+    /// Paths in this text.
+    pub fn new(text: Box<RawValue>) -> Self {
+        Self(text.into())
     }
 
-    /// The set of paths.
-    ///
-    /// # Errors
-    /// The first fault of the text.
-    pub fn parse(&self) -> Result<Set, serde_json::Error> {
-        serde_json::from_str(self.0.get())
+    /// The text, which is JSON.
+    pub fn text(&self) -> &str {
+        self.0.get()
     }
 }
 

@@ -35,7 +35,11 @@ pub(super) fn applied(
             let (mut object, _) = decoded.map_err(|error| match error {
                 Error::Undecodable { detail, .. } => {
                     let what = resource.described(configuration);
-                    Error::Unmergeable(format!("failed to convert new object ({what}) to proper version: {detail}"))
+                    let kind = what.rsplit("; ").next().unwrap_or_default();
+                    Error::Unmergeable(format!(
+                        "failed to convert new object ({what}) to proper version: unable to convert unstructured object to \
+                         {kind}: error decoding from json: {detail}"
+                    ))
                 }
                 other => other,
             })?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
+use serde_json::value::to_raw_value;
 use slipway_core::clock::{parse_rfc3339, rfc3339};
 
 use super::element::quoted;
@@ -113,7 +114,9 @@ impl Managers {
             };
             let set = match &entry.fields_v1 {
                 None => Set::default(),
-                Some(fields) => fields.parse().map_err(|error| format!("error decoding set: {error}"))?,
+                Some(fields) => {
+                    serde_json::from_str(fields.text()).map_err(|error| format!("error decoding set: {error}"))?
+                }
             };
             let time = entry.time.as_deref().and_then(parse_rfc3339);
             managers.insert(id, Owned { set, api_version: entry.api_version.clone(), time });
@@ -140,7 +143,7 @@ impl Managers {
             api_version: owned.api_version.clone(),
             time: owned.time.map(rfc3339),
             fields_type: FIELDS_V1.to_owned(),
-            fields_v1: Some(FieldsV1::new(&owned.set)),
+            fields_v1: Some(text_of(&owned.set)),
             subresource: id.subresource.clone(),
         };
         (!sorted.is_empty()).then(|| sorted.into_iter().map(entry).collect())
@@ -190,30 +193,9 @@ impl Managers {
     }
 }
 
-/// A field that another manager has with another value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conflict {
-    /// The other manager, as messages describe it.
-    pub manager: String,
-    /// The path of the field.
-    pub field: String,
-}
-
-/// The message about conflicts, which are grouped by manager.
-pub fn conflict_message(conflicts: &[Conflict]) -> String {
-    if let [Conflict { manager, field }] = conflicts {
-        return format!("Apply failed with 1 conflict: conflict with {manager}: {field}");
-    }
-    let mut lines = Vec::new();
-    let mut current = None;
-    for Conflict { manager, field } in conflicts {
-        if current != Some(manager) {
-            lines.push(format!("conflicts with {manager}:"));
-            current = Some(manager);
-        }
-        lines.push(format!("- {field}"));
-    }
-    format!("Apply failed with {} conflicts: {}", conflicts.len(), lines.join("\n"))
+/// The text of a set of paths.
+fn text_of(set: &Set) -> FieldsV1 {
+    FieldsV1::new(to_raw_value(set).expect("sets of paths are maps with text keys"))
 }
 
 /// Sorts managers as messages list them.

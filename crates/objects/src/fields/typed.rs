@@ -209,7 +209,7 @@ pub(super) fn reconcile(set: &mut Set, set_type: Type<'_>) {
     }
 }
 
-/// A value in the words of Go's `%#v`, `%v` of which is the same for the values here.
+/// A value as Go prints it: with `%#v`, which is the form of source text, or with `%v`.
 fn go_value(value: &Value, is_source: bool) -> String {
     let inner = |value: &Value| go_value(value, is_source);
     match value {
