@@ -43,7 +43,7 @@ mod tests {
             body: json!({"status": {"phase": "Running", "node": "n"}}).as_object().unwrap().clone(),
             ..Object::default()
         };
-        let table = table(&resource(), &[run], IncludeObject::None, json!({}), true, 0);
+        let table = table(&resource(), &[&run], IncludeObject::None, json!({}), true, 0);
         let columns: Vec<&str> =
             table["columnDefinitions"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
         assert_eq!(columns, ["Name", "Phase", "Reason", "Node", "Queue", "Experiment", "Tracked", "Age"]);
@@ -71,7 +71,7 @@ mod tests {
             assert!(long.contains(part), "{long}");
         }
         let value = json!({"metadata": {"name": "a"}, "spec": {"image": 1}});
-        let undecodable = resource().decode(value, FieldValidation::Warn).unwrap_err();
+        let undecodable = resource().decode(value, FieldValidation::Warn, &[]).unwrap_err();
         assert!(undecodable.to_string().contains("spec.image in body must be of type string"), "{undecodable}");
     }
 }
