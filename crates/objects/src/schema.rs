@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use base64::engine::general_purpose::STANDARD;
 use base64::{DecodeError, Engine};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use crate::error::FieldError;
 use crate::rule::Rule;
@@ -62,10 +62,10 @@ pub struct Schema {
     pub allowed: Vec<Value>,
     /// The least value of a number.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub minimum: Option<f64>,
+    pub minimum: Option<Number>,
     /// The greatest value of a number.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub maximum: Option<f64>,
+    pub maximum: Option<Number>,
     /// Minimum number of characters of a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_length: Option<usize>,
@@ -369,11 +369,15 @@ impl Schema {
             errors.push(FieldError::not_supported(path, value, &allowed));
         }
         if let Some(number) = value.as_f64() {
-            if let Some(minimum) = self.minimum.filter(|minimum| number < *minimum) {
+            if let Some(minimum) =
+                self.minimum.as_ref().filter(|minimum| minimum.as_f64().is_some_and(|minimum| number < minimum))
+            {
                 let detail = format!("{path} in body should be greater than or equal to {minimum}");
                 errors.push(FieldError::invalid(path, value, detail));
             }
-            if let Some(maximum) = self.maximum.filter(|maximum| number > *maximum) {
+            if let Some(maximum) =
+                self.maximum.as_ref().filter(|maximum| maximum.as_f64().is_some_and(|maximum| number > maximum))
+            {
                 let detail = format!("{path} in body should be less than or equal to {maximum}");
                 errors.push(FieldError::invalid(path, value, detail));
             }
