@@ -480,6 +480,9 @@ def permissions_are_reviewed(s):
     assert answer["status"]["allowed"] is True, answer
     s.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {"spec": {}})
     s.get("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
+    s.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", {"spec": {}})
+    rules = s.send("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", {"spec": {"namespace": s.namespace}}, compare=False)
+    assert rules["status"]["resourceRules"] and not rules["status"]["incomplete"], rules
 
 
 def main():

@@ -408,6 +408,8 @@ def events_are_described_with_their_object(kubectl):
 def permissions_are_answered(kubectl):
     assert kubectl("auth", "can-i", "create", "configmaps") == "yes\n"
     assert "owner" in kubectl("auth", "whoami")
+    listed = {line.split()[0]: line for line in kubectl("auth", "can-i", "--list").splitlines()[1:]}
+    assert "delete" in listed["configmaps"] and "delete" not in listed["pods"], listed
     request = urllib.request.Request(kubectl.server.url + path(kubectl))
     try:
         urllib.request.urlopen(request, timeout=30)

@@ -34,6 +34,7 @@ const UNSTORED: &[Unstored] = &[
     DEFINITIONS,
     Unstored { group: "authentication.k8s.io", kind: "SelfSubjectReview", plural: "selfsubjectreviews" },
     Unstored { group: "authorization.k8s.io", kind: "SelfSubjectAccessReview", plural: "selfsubjectaccessreviews" },
+    Unstored { group: "authorization.k8s.io", kind: "SelfSubjectRulesReview", plural: "selfsubjectrulesreviews" },
 ];
 
 /// The groups with their versions, without the core group.

@@ -1,4 +1,4 @@
-//! Reviews of the caller itself: what it may do (`kubectl auth can-i`), and its name (`kubectl auth whoami`).
+//! Reviews of the caller itself: whether it may do something (`kubectl auth can-i`), all that it may do (`--list`), and its name (`kubectl auth whoami`).
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -12,8 +12,16 @@ use super::access_resource;
 use super::request::Call;
 use super::response::{Failure, json_response};
 
-/// The kind of a review of what the caller may do.
+/// The kind of a review of whether the caller may do something.
 const KIND: &str = "SelfSubjectAccessReview";
+/// The kind of a review of all that the caller may do in a namespace.
+const RULES_KIND: &str = "SelfSubjectRulesReview";
+
+/// The verbs of resources, those of reading first.
+const VERBS: [Verb; 8] =
+    [Verb::Get, Verb::List, Verb::Watch, Verb::Create, Verb::Update, Verb::Patch, Verb::Delete, Verb::DeleteCollection];
+/// Number of verbs of reading.
+const READING: usize = 3;
 
 pub(super) fn routes() -> Routes<Embedded> {
     Routes::new()
@@ -30,6 +38,13 @@ pub(super) fn routes() -> Routes<Embedded> {
             },
         )
         .post(
+            "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+            Access::DecidedByHandler,
+            async |axum::extract::State(store): axum::extract::State<Embedded>, call: Call| {
+                rules(&store, &call).await.unwrap_or_else(IntoResponse::into_response)
+            },
+        )
+        .post(
             "/apis/authentication.k8s.io/v1/selfsubjectreviews",
             Access::Authenticated(RunTokenUse::Denied),
             async |axum::Extension(caller): axum::Extension<Caller>| subject(&caller),
@@ -38,17 +53,7 @@ pub(super) fn routes() -> Routes<Embedded> {
 
 /// The verb of a review; `None` for one that no resource has.
 fn verb(name: &str) -> Option<Verb> {
-    let all = [
-        Verb::Get,
-        Verb::List,
-        Verb::Watch,
-        Verb::Create,
-        Verb::Update,
-        Verb::Patch,
-        Verb::Delete,
-        Verb::DeleteCollection,
-    ];
-    all.into_iter().find(|verb| verb.name() == name)
+    VERBS.into_iter().find(|verb| verb.name() == name)
 }
 
 async fn access(store: &Embedded, call: &Call) -> Result<Response, Failure> {
@@ -79,6 +84,39 @@ async fn access(store: &Embedded, call: &Call) -> Result<Response, Failure> {
     if !reason.is_empty() {
         review["status"]["reason"] = json!(reason);
     }
+    Ok(json_response(StatusCode::CREATED, &review))
+}
+
+async fn rules(store: &Embedded, call: &Call) -> Result<Response, Failure> {
+    let review = call.value(RULES_KIND)?;
+    let namespace = review["spec"]["namespace"].as_str().unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(Error::BadRequest("no namespace on request".into()).into());
+    }
+    let mut rules = Vec::new();
+    for resource in store.registry().resources() {
+        let Some(access) = access_resource(resource) else { continue };
+        let scope = Some(namespace).filter(|_| resource.namespaced);
+        let mut verbs = Vec::new();
+        let served = if resource.is_read_only { &VERBS[..READING] } else { &VERBS };
+        for &verb in served {
+            match call.decision().authorize(verb, access, scope).await {
+                Ok(()) => verbs.push(verb.name()),
+                Err(Refusal::Forbidden(_)) => {}
+                Err(other) => return Err(Failure::refused(other, &Default::default(), "")),
+            }
+        }
+        if !verbs.is_empty() {
+            rules.push(json!({"verbs": verbs, "apiGroups": [resource.group], "resources": [resource.plural]}));
+        }
+    }
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": RULES_KIND,
+        "metadata": {"creationTimestamp": null},
+        "spec": {},
+        "status": {"resourceRules": rules, "nonResourceRules": [], "incomplete": false},
+    });
     Ok(json_response(StatusCode::CREATED, &review))
 }
 
