@@ -208,6 +208,23 @@ pub fn delete(c: &Connection, key: &Key, uid: &str, expected: i64) -> Result<Opt
     Ok(Some(version))
 }
 
+/// The query of a list at the version `?2`, of at most `?3` objects of the resource `?1` that fulfil the condition: those that have not changed
+/// since the version, and the states that the first later change of each other object replaced. Each condition has a query of its own, so that the
+/// database finds the first object by its key instead of reading all of the resource. Of the changes, the few since the version are read: an
+/// expression instead of the bare column keeps the database from going through all changes of the resource.
+macro_rules! list_query {
+    ($condition:literal) => {
+        concat!(
+            "SELECT resource, namespace, name, version, body FROM objects WHERE resource = ?1 AND version <= ?2 AND ",
+            $condition,
+            " UNION ALL SELECT resource, namespace, name, previous_version, previous FROM object_changes \
+             WHERE version > ?2 AND resource || '' = ?1 AND previous_version <= ?2 AND ",
+            $condition,
+            " ORDER BY 2, 3 LIMIT ?3"
+        )
+    };
+}
+
 /// The states of at most `limit` objects of a resource at a version that is still retained, after a key, in the order of their keys.
 /// `namespace` and `name` restrict the list.
 ///
@@ -221,19 +238,35 @@ pub fn list(
     name: Option<&str>,
     limit: i64,
 ) -> Result<Vec<Stored>> {
-    // Objects that have not changed since the version, and the states that the first later change of each other object replaced.
-    c.rows(
-        "SELECT resource, namespace, name, version, body FROM objects \
-         WHERE resource = ?1 AND (namespace, name) > (?2, ?3) AND version <= ?4 \
-           AND (namespace = ?5 OR ?5 IS NULL) AND (name = ?6 OR ?6 IS NULL) \
-         UNION ALL \
-         SELECT resource, namespace, name, previous_version, previous FROM object_changes \
-         WHERE resource = ?1 AND (namespace, name) > (?2, ?3) AND version > ?4 AND previous_version <= ?4 \
-           AND (namespace = ?5 OR ?5 IS NULL) AND (name = ?6 OR ?6 IS NULL) \
-         ORDER BY 2, 3 LIMIT ?7",
-        params![after.resource, after.namespace, after.name, version, namespace, name, limit],
-        stored,
-    )
+    let resource = &after.resource;
+    match (namespace, name) {
+        (Some(namespace), Some(name)) if (after.namespace.as_str(), after.name.as_str()) >= (namespace, name) => {
+            Ok(Vec::new())
+        }
+        (Some(namespace), Some(name)) => c.rows(
+            list_query!("namespace = ?4 AND name = ?5"),
+            params![resource, version, limit, namespace, name],
+            stored,
+        ),
+        (Some(namespace), None) => {
+            let after_name = if after.namespace == namespace { after.name.as_str() } else { "" };
+            c.rows(
+                list_query!("namespace = ?4 AND name > ?5"),
+                params![resource, version, limit, namespace, after_name],
+                stored,
+            )
+        }
+        (None, Some(name)) => c.rows(
+            list_query!("(namespace, name) > (?4, ?5) AND name = ?6"),
+            params![resource, version, limit, after.namespace, after.name, name],
+            stored,
+        ),
+        (None, None) => c.rows(
+            list_query!("(namespace, name) > (?4, ?5)"),
+            params![resource, version, limit, after.namespace, after.name],
+            stored,
+        ),
+    }
 }
 
 /// The number of objects of a resource after a key, now.
