@@ -210,15 +210,15 @@ pub fn delete(c: &Connection, key: &Key, uid: &str, expected: i64) -> Result<Opt
 
 /// The query of a list at the version `?2`, of at most `?3` objects of the resource `?1` that fulfil the condition: those that have not changed
 /// since the version, and the states that the first later change of each other object replaced. Each condition has a query of its own, so that the
-/// database finds the first object by its key instead of reading all of the resource. Of the changes, the few since the version are read: an
-/// expression instead of the bare column keeps the database from going through all changes of the resource.
+/// database finds the first object by its key instead of reading all of the resource. Of the changes, the few since the version are read:
+/// expressions instead of the bare columns keep the database from going through all changes of the resource, or all before the version.
 macro_rules! list_query {
     ($condition:literal) => {
         concat!(
             "SELECT resource, namespace, name, version, body FROM objects WHERE resource = ?1 AND version <= ?2 AND ",
             $condition,
             " UNION ALL SELECT resource, namespace, name, previous_version, previous FROM object_changes \
-             WHERE version > ?2 AND resource || '' = ?1 AND previous_version <= ?2 AND ",
+             WHERE version > ?2 AND resource || '' = ?1 AND previous_version + 0 <= ?2 AND ",
             $condition,
             " ORDER BY 2, 3 LIMIT ?3"
         )
