@@ -98,7 +98,7 @@ async fn rules(store: &Embedded, call: &Call) -> Result<Response, Failure> {
         let Some(access) = access_resource(resource) else { continue };
         let scope = Some(namespace).filter(|_| resource.namespaced);
         let mut verbs = Vec::new();
-        let served = if resource.is_read_only { &VERBS[..READING] } else { &VERBS };
+        let served: &[Verb] = if resource.is_read_only { &VERBS[..READING] } else { &VERBS };
         for &verb in served {
             match call.decision().authorize(verb, access, scope).await {
                 Ok(()) => verbs.push(verb.name()),
