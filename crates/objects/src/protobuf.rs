@@ -151,6 +151,7 @@ const ACCESS_REVIEW: &[Field] = &[
         ],
     ),
 ];
+const RULES_REVIEW: &[Field] = &[message(1, "metadata", METADATA), message(2, "spec", &[text(1, "namespace")])];
 const SUBJECT_REVIEW: &[Field] = &[message(1, "metadata", METADATA)];
 
 /// The fields of a kind.
@@ -163,6 +164,7 @@ fn fields_of(kind: &str) -> Option<&'static [Field]> {
         "DeleteOptions" => DELETE_OPTIONS,
         "SelfSubjectAccessReview" => ACCESS_REVIEW,
         "SelfSubjectReview" => SUBJECT_REVIEW,
+        "SelfSubjectRulesReview" => RULES_REVIEW,
         _ => return None,
     })
 }
