@@ -62,14 +62,6 @@ impl Definition {
     /// The resource of the kind, with further rules.
     pub(crate) fn resource(&'static self, rules: Rules) -> Resource {
         let Spec { group, scope, names, versions: [version] } = &self.spec;
-        let name = Column {
-            name: "Name",
-            kind: "string",
-            format: "name",
-            description: "The name of the object",
-            priority: 0,
-            cell: Cell::Computed(|object, _| json!(object.metadata.name)),
-        };
         let printed = version.additional_printer_columns.iter().map(|column| Column {
             name: &column.name,
             kind: &column.kind,
@@ -96,7 +88,7 @@ impl Definition {
             retention_ms: None,
             names: NameForm::Subdomain,
             schema: version.schema.schema.clone(),
-            columns: std::iter::once(name).chain(printed).collect(),
+            columns: std::iter::once(Column::of_names()).chain(printed).collect(),
             selectable: &[],
             rules,
         }

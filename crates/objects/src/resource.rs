@@ -76,6 +76,20 @@ pub struct Column {
     pub cell: Cell,
 }
 
+impl Column {
+    /// The column with the names of the objects, which is the first one of each table.
+    pub fn of_names() -> Self {
+        Self {
+            name: "Name",
+            kind: "string",
+            format: "name",
+            description: "The name of the object",
+            priority: 0,
+            cell: Cell::Computed(|object, _| json!(object.metadata.name)),
+        }
+    }
+}
+
 /// How the cells of a column are made.
 #[derive(Clone, Copy)]
 pub enum Cell {

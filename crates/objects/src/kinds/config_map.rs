@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{MAX_DATA, age_column, immutability_errors, keys, name_column};
+use super::{MAX_DATA, age_column, immutability_errors, keys};
 use crate::error::FieldError;
 use crate::name::{NameForm, config_key_faults};
 use crate::object::Object;
@@ -37,7 +37,7 @@ pub(super) fn resource() -> Resource {
         retention_ms: None,
         names: NameForm::Subdomain,
         schema: embedded_schema(include_str!("../../schemas/config_map.json")),
-        columns: vec![name_column(), data, age_column()],
+        columns: vec![Column::of_names(), data, age_column()],
         selectable: &[],
         rules: Rules { validate, ..Rules::default() },
     }

@@ -29,18 +29,6 @@ pub fn registry() -> Registry {
     ])
 }
 
-/// The column with the name of an object.
-fn name_column() -> Column {
-    Column {
-        name: "Name",
-        kind: "string",
-        format: "name",
-        description: "The name of the object",
-        priority: 0,
-        cell: Cell::Computed(|object, _| json!(object.metadata.name)),
-    }
-}
-
 /// The column with the time since the creation of an object.
 fn age_column() -> Column {
     Column {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{age_column, name_column};
+use super::age_column;
 use crate::name::NameForm;
 use crate::object::Object;
 use crate::resource::{Cell, Column, Resource, Rules, embedded_schema};
@@ -37,7 +37,7 @@ pub(super) fn resource() -> Resource {
         retention_ms: None,
         names: NameForm::Label,
         schema: embedded_schema(include_str!("../../schemas/namespace.json")),
-        columns: vec![name_column(), status, age_column()],
+        columns: vec![Column::of_names(), status, age_column()],
         selectable: &[("status.phase", |object| object.text(&["status", "phase"]).to_owned())],
         rules: Rules {
             fill: |namespace| {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{age_column, name_column};
+use super::age_column;
 use crate::name::NameForm;
 use crate::object::Object;
 use crate::resource::{Cell, Column, Resource, Rules, embedded_schema};
@@ -31,7 +31,7 @@ pub(super) fn resource() -> Resource {
         names: NameForm::Subdomain,
         schema: embedded_schema(include_str!("../../schemas/pod.json")),
         columns: vec![
-            name_column(),
+            Column::of_names(),
             column("Ready", "How many of the containers are ready", 0, |object, _| {
                 json!(if container(object)["ready"] == true { "1/1" } else { "0/1" })
             }),

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::{MAX_DATA, age_column, immutability_errors, keys, name_column};
+use super::{MAX_DATA, age_column, immutability_errors, keys};
 use crate::error::{FieldError, json_error};
 use crate::name::{NameForm, config_key_faults};
 use crate::object::Object;
@@ -48,7 +48,7 @@ pub(super) fn resource() -> Resource {
         retention_ms: None,
         names: NameForm::Subdomain,
         schema: embedded_schema(include_str!("../../schemas/secret.json")),
-        columns: vec![name_column(), kind, data, age_column()],
+        columns: vec![Column::of_names(), kind, data, age_column()],
         selectable: &[("type", |object| object.text(&["type"]).to_owned())],
         rules: Rules { default, validate, ..Rules::default() },
     }
