@@ -1,7 +1,7 @@
 //! Definitions of custom resources, from which the resources of their kinds are made: names, schema, rules and columns.
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::name::NameForm;
 use crate::resource::{Cell, Column, PrinterColumn, Resource, Rules};
