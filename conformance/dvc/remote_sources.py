@@ -1,8 +1,10 @@
-"""Tests of imports from machines with SSH and from WebDAV servers."""
+"""Tests of imports from machines with SSH, from WebDAV servers, and from buckets without versions."""
 
+import json
 import re
 import shutil
 import subprocess
+import urllib.parse
 
 import remote_services as services
 from remote_projects import sandbox, tree
@@ -111,4 +113,19 @@ def webdav_is_a_source(programs):
             assert records(project) == kept, (records(project), kept)
 
 
-TESTS = {test.__name__: test for test in (ssh_is_a_source, webdav_is_a_source)}
+def bucket_is_a_source(programs):
+    with sandbox(programs) as place, services.bucket() as bucket:
+        for path, text in FILES.items():
+            bucket.put(f"/slipway/{urllib.parse.quote(path)}", "", text.encode())
+        kept = {}
+        for program in ["ours", *(["original"] if programs.dvc else [])]:
+            project = place.project(program)
+            project.remote("s3://slipway", endpointurl=f"http://{bucket.address}:{bucket.port}", access_key_id=bucket.ACCESS,
+                           secret_access_key=bucket.SECRET, region="us-east-1")
+            imported(project, getattr(project, program))
+            kept[program] = records(project)
+        assert re.search(r"deps:\n- md5: [0-9a-f]{32}\.dir\n  size: 4\n  nfiles: 2\n", kept["ours"]["folder.dvc"]), kept
+        assert len({json.dumps(found, sort_keys=True) for found in kept.values()}) == 1, kept
+
+
+TESTS = {test.__name__: test for test in (ssh_is_a_source, webdav_is_a_source, bucket_is_a_source)}
