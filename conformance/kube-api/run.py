@@ -461,17 +461,22 @@ def objects_survive_a_killed_server(kubectl):
         assert kinds(events) == [("MODIFIED", "a")]
 
 
+@contextlib.contextmanager
+def running(options):
+    """A running server: a function that gives kubectl in a namespace of it."""
+    with tempfile.TemporaryDirectory() as folder, Slipway(options.slipway) as server:
+        kubeconfig = os.path.join(folder, "kubeconfig")
+        server.command("config", "kubeconfig", "--save", kubeconfig)
+        yield lambda namespace: Kubectl(options.kubectl, server, kubeconfig, namespace)
+
+
+def options_of(suite, description):
+    return suite.options(description, slipway={"default": "target/release/slipway"}, kubectl={"default": "kubectl"})
+
+
 def main():
-    options = SUITE.options(__doc__, slipway={"default": "target/release/slipway"}, kubectl={"default": "kubectl"})
-
-    @contextlib.contextmanager
-    def server(_):
-        with tempfile.TemporaryDirectory() as folder, Slipway(options.slipway) as running:
-            kubeconfig = os.path.join(folder, "kubeconfig")
-            running.command("config", "kubeconfig", "--save", kubeconfig)
-            yield lambda name: Kubectl(options.kubectl, running, kubeconfig, name)
-
-    return SUITE.main(options, server)
+    options = options_of(SUITE, __doc__)
+    return SUITE.main(options, lambda _: running(options))
 
 
 if __name__ == "__main__":

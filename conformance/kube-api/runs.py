@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from run import Kubectl
-from lib import Slipway
+import run
 from suite import Suite, eventually
 
 SUITE = Suite("kube-api runs", limit=180)
@@ -26,11 +25,11 @@ def test(function=None, **settings):
     def register(function):
         name = function.__name__.replace("_", "-")[:63].strip("-")
 
-        def run(fixture):
+        def in_own_folder(fixture):
             kubectl, folder = fixture(name)
             kubectl("create", "namespace", name)
             function(kubectl, folder)
-        SUITE.add(function.__name__, run, **settings)
+        SUITE.add(function.__name__, in_own_folder, **settings)
     return register(function) if function else register
 
 
@@ -299,22 +298,20 @@ def runs_go_on_when_the_server_is_killed(kubectl, folder):
     assert kubectl("logs", "running-1") == "ended\n"
 
 
+@contextlib.contextmanager
+def running(options):
+    """A running server: a function that gives kubectl in a namespace of it, and a folder."""
+    with tempfile.TemporaryDirectory() as folder, run.running(options) as in_namespace:
+        def fixture(name):
+            own = pathlib.Path(folder, name)
+            own.mkdir()
+            return in_namespace(name), own
+        yield fixture
+
+
 def main():
-    options = SUITE.options(__doc__, slipway={"default": "target/release/slipway"}, kubectl={"default": "kubectl"})
-
-    @contextlib.contextmanager
-    def server(_):
-        with tempfile.TemporaryDirectory() as folder, Slipway(options.slipway) as running:
-            kubeconfig = os.path.join(folder, "kubeconfig")
-            running.command("config", "kubeconfig", "--save", kubeconfig)
-
-            def fixture(name):
-                own = pathlib.Path(folder, name)
-                own.mkdir()
-                return Kubectl(options.kubectl, running, kubeconfig, name), own
-            yield fixture
-
-    return SUITE.main(options, server)
+    options = run.options_of(SUITE, __doc__)
+    return SUITE.main(options, lambda _: running(options))
 
 
 if __name__ == "__main__":
