@@ -64,6 +64,7 @@ const TESTS: &[(&str, fn())] = &[
     ("cancelled_run_ends", || run(cancelled_run_ends)),
     ("removed_run_is_deleted_and_its_name_is_free", || run(removed_run_is_deleted_and_its_name_is_free)),
     ("run_with_a_killed_supervisor_is_restarted", || run(run_with_a_killed_supervisor_is_restarted)),
+    ("attempt_that_never_began_is_no_attempt", || run(attempt_that_never_began_is_no_attempt)),
     ("panic_in_one_run_does_not_stop_others", || run(panic_in_one_run_does_not_stop_others)),
     ("restarted_server_resumes_its_runs", || run(restarted_server_resumes_its_runs)),
     ("run_gets_the_original_descriptor_limit", || run(run_gets_the_original_descriptor_limit)),
@@ -319,6 +320,21 @@ async fn run_with_a_killed_supervisor_is_restarted(folder: TempDir) {
     let done = wait_for_phase(&runs, "lost", Phase::Succeeded).await;
     assert_eq!((done.status.disruptions, done.status.failures), (1, 0));
     assert_eq!(done.status.attempts[0].reason, "Lost");
+}
+
+/// A server may be killed after it has created the files of an attempt and before it has started the supervisor.
+async fn attempt_that_never_began_is_no_attempt(folder: TempDir) {
+    let manifest = serde_json::to_string(&script("interrupted", "echo started")).unwrap();
+    let attempt = folder.0.join("runs/interrupted/1");
+    std::fs::create_dir_all(&attempt).unwrap();
+    std::fs::write(attempt.parent().unwrap().join("run.json"), manifest).unwrap();
+    std::fs::write(attempt.join("task.json"), "{").unwrap();
+    std::fs::write(attempt.join("lock"), "").unwrap();
+    std::fs::write(attempt.join("log"), "").unwrap();
+    let (runs, _) = open(&folder.0);
+    let done = wait_for_phase(&runs, "interrupted", Phase::Succeeded).await;
+    assert_eq!((done.status.disruptions, done.status.attempts.len()), (0, 1), "{:?}", done.status);
+    assert_eq!(log(&runs, "interrupted", LogQuery::default()).await, "started\n");
 }
 
 async fn panic_in_one_run_does_not_stop_others(folder: TempDir) {

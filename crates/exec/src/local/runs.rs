@@ -12,9 +12,10 @@ use tokio::sync::Notify;
 
 use super::NAMESPACE;
 use super::data::DataState;
+use super::supervisor;
 use crate::manifest::{MAX_BYTES, Metadata};
 use crate::status::QUEUED;
-use crate::{ExecError, GpuUse, Phase, Submitted};
+use crate::{ExecError, GpuUse, Phase, RunStatus, Submitted};
 
 /// Maximum number of stored runs, finished ones included.
 const MAX_RUNS: usize = 100_000;
@@ -157,7 +158,8 @@ impl Runs {
             let text = std::fs::read(file.path().join("run.json")).unwrap_or_default();
             match serde_json::from_slice::<Submitted>(&text) {
                 Ok(run) => {
-                    entries.insert(name, Entry::new(run, newest_attempt(&file.path())));
+                    let newest = newest_attempt(&file.path(), &run.status);
+                    entries.insert(name, Entry::new(run, newest));
                 }
                 Err(error) => tracing::warn!(run = name, %error, "skipping a run that cannot be read"),
             }
@@ -323,10 +325,16 @@ fn discard_incomplete_submission(folder: &Path) {
     }
 }
 
-/// The number of the newest attempt that has a folder; 0 if there is none.
-fn newest_attempt(folder: &Path) -> u32 {
+/// The number of the newest attempt that was started; 0 if there is none. A server that was killed between the creation of an attempt's
+/// files and the start of its supervisor leaves a folder of an attempt that never began, which is started as if the folder were missing.
+fn newest_attempt(folder: &Path, status: &RunStatus) -> u32 {
+    let recorded = status.current().map_or(0, |attempt| attempt.number);
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    files.filter_map(|f| f.file_name().to_str()?.parse().ok()).max().unwrap_or(0)
+    let started = files.filter_map(|file| {
+        let number: u32 = file.file_name().to_str()?.parse().ok()?;
+        (number <= recorded || supervisor::has_started(&file.path())).then_some(number)
+    });
+    started.max().unwrap_or(0)
 }
 
 fn already_exists(key: &str) -> ExecError {
