@@ -24,10 +24,26 @@ import tempfile
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "conformance"))
-from suite import StopWaiting, eventually, protected
+from suite import Skip, StopWaiting, eventually, protected
 
 VERSITYGW = "v1.8.0"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "slipway" / "peers"
+
+
+def extracted(name, packages):
+    """The folder with these packages of Debian, which are extracted into the cache instead of installed, so that nothing on the machine changes."""
+    folder = CACHE / f"debian-{name}"
+    if not (folder / ".ready").exists():
+        if not shutil.which("apt-get"):
+            raise Skip(f"{name} comes from Debian's packages")
+        print(f"downloading {' '.join(packages)}", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as downloads:
+            os.chmod(downloads, 0o777)
+            subprocess.run(["apt-get", "download", "-qq", *packages], cwd=downloads, check=True, stderr=subprocess.DEVNULL)
+            for package in pathlib.Path(downloads).glob("*.deb"):
+                subprocess.run(["dpkg", "-x", package, folder], check=True)
+        (folder / ".ready").touch()
+    return folder
 
 
 def free_port(address):

@@ -17,7 +17,7 @@ import threading
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "conformance"), str(ROOT / "testkit")]
-from services import CACHE, Bucket, free_port, stop_process, wait_for
+from services import Bucket, extracted, free_port, stop_process, wait_for
 from suite import Skip, protected
 
 HERE = "127.0.0.1"
@@ -29,22 +29,6 @@ PACKAGES = {
 USER = "nobody" if os.geteuid() == 0 else None
 
 
-def extracted(name):
-    """The folder with the extracted packages of PACKAGES[name]."""
-    folder = CACHE / f"debian-{name}"
-    if not (folder / ".ready").exists():
-        if not shutil.which("apt-get"):
-            raise Skip(f"{name} comes from Debian's packages")
-        print(f"downloading {' '.join(PACKAGES[name])}", file=sys.stderr)
-        with tempfile.TemporaryDirectory() as downloads:
-            os.chmod(downloads, 0o777)
-            subprocess.run(["apt-get", "download", "-qq", *PACKAGES[name]], cwd=downloads, check=True, stderr=subprocess.DEVNULL)
-            for package in pathlib.Path(downloads).glob("*.deb"):
-                subprocess.run(["dpkg", "-x", package, folder], check=True)
-        (folder / ".ready").touch()
-    return folder
-
-
 def libraries(folder):
     return os.environ | {"LD_LIBRARY_PATH": ":".join(str(path) for path in [*folder.glob("lib/*-linux-gnu*"), *folder.glob("usr/lib/*-linux-gnu*")])}
 
@@ -52,7 +36,7 @@ def libraries(folder):
 @contextlib.contextmanager
 def workplace(name):
     """A folder, a folder in it that the services' user may write to, and the extracted packages. It is removed afterwards."""
-    packages = extracted(name)
+    packages = extracted(name, PACKAGES[name])
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"slipway-{name}-"))
     folder.chmod(0o755)
     # The user may not be permitted to read the cache.

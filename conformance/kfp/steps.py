@@ -9,7 +9,11 @@ Needs kfp and kfp-kubernetes, and for the tests of buckets the S3 service of tes
 import contextlib
 import http.server
 import json
+import os
 import pathlib
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -25,7 +29,7 @@ from kfp.dsl import Artifact, Dataset, Input, Output
 
 import services
 from lib import Slipway
-from suite import Skip, Suite, eventually
+from suite import Skip, Suite, eventually, protected
 
 SUITE = Suite("kfp steps", limit=600)
 test = SUITE.test
@@ -49,12 +53,15 @@ class Client:
         self.server, self.folder = server, folder
         self.kfp = kfp.Client(host=server.url, existing_token=server.token)
 
-    def run(self, pipeline, pipeline_root=None, **arguments):
+    def start(self, pipeline, pipeline_root=None, **arguments):
         package = str(self.folder / "pipeline.yaml")
         compiler.Compiler().compile(pipeline, package)
-        run = self.kfp.create_run_from_pipeline_package(package, arguments=arguments, pipeline_root=pipeline_root, enable_caching=False)
-        ended = self.kfp.wait_for_run_completion(run.run_id, timeout=500, sleep_duration=0.2)
-        return ended.state, self.get(f"/api/v1/pipelines/runs/{run.run_id}")
+        return self.kfp.create_run_from_pipeline_package(package, arguments=arguments, pipeline_root=pipeline_root, enable_caching=False).run_id
+
+    def run(self, pipeline, **options):
+        run_id = self.start(pipeline, **options)
+        ended = self.kfp.wait_for_run_completion(run_id, timeout=500, sleep_duration=0.2)
+        return ended.state, self.get(f"/api/v1/pipelines/runs/{run_id}")
 
     def succeed(self, pipeline, **options):
         state, run = self.run(pipeline, **options)
@@ -186,6 +193,44 @@ def artifacts_are_kept_in_a_bucket(fixture):
             assert "fetching the input artifact 'data'" in reason and "/none" in reason, reason
 
 
+@dsl.component
+def append(data: Input[Dataset]) -> str:
+    with open(data.path, "a") as file:
+        file.write("3,4\n")
+    return data.path
+
+
+@dsl.component
+def all_lines(data: Input[Dataset], space: str) -> str:
+    assert data.path.startswith(space), (data.path, space)
+    return " ".join(open(data.path).read().split())
+
+
+@test
+def an_imported_artifact_is_copied_into_the_workspace_once(fixture):
+    @dsl.pipeline(name="space", pipeline_config=dsl.PipelineConfig(workspace=dsl.WorkspaceConfig(size="1Gi")))
+    def pipeline(uri: str):
+        found = dsl.importer(artifact_uri=uri, artifact_class=Dataset, download_to_workspace=True)
+        changed = append(data=found.output)
+        all_lines(data=found.output, space=dsl.WORKSPACE_PATH_PLACEHOLDER).after(changed)
+
+    with bucket() as environment, fixture.server(**environment) as client, tempfile.TemporaryDirectory() as folder:
+        tasks = client.succeed(write_only, pipeline_root="s3://slipway/pipelines")
+        table = tasks["write"]["outputs"]["artifacts"]["table"][0]["uri"]
+        own = pathlib.Path(folder, "table")
+        own.write_text("1,2\n")
+        for uri in (table, str(own)):
+            tasks = client.succeed(pipeline, uri=uri)
+            assert tasks["append"]["outputs"]["parameters"]["Output"].endswith("/workspace/.artifacts/" + uri.replace("://", "/").lstrip("/")), tasks
+            assert tasks["all-lines"]["outputs"]["parameters"]["Output"] == "1,2 3,4", tasks
+        assert own.read_text() == "1,2\n"
+
+
+@dsl.pipeline(name="write")
+def write_only():
+    write()
+
+
 @test
 def an_artifact_is_imported_from_a_web_server(fixture):
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -278,6 +323,109 @@ def an_image_is_mapped_to_an_environment(fixture):
     (programs / "tool").chmod(0o755)
     with fixture.server(SLIPWAY_PIPELINE_IMAGES=f"registry.invalid/team/*={programs.parent}") as client:
         assert client.succeed(pipeline)["tool"]["outputs"]["parameters"]["out"].strip() == "mapped"
+
+
+@dsl.container_component
+def contained(rows: Input[Dataset], table: Output[Dataset], out: dsl.OutputPath(str)):
+    script = 'echo in the container; mkdir -p "$(dirname $0)" "$(dirname $1)"; cat $2 /etc/marked > $1; echo -n "$MARK $(id -u)" > $0'
+    return dsl.ContainerSpec(image="localhost/slipway/box:1", command=["sh", "-c", script], args=[out, table.path, rows.path])
+
+
+@dsl.container_component
+def endless(started: str):
+    return dsl.ContainerSpec(image="localhost/slipway/box:1", command=["sh", "-c", "trap '' TERM; echo started; while true; do sleep 0.1; done"],
+                             args=[started])
+
+
+@test
+def images_are_run_by_a_container_engine(fixture):
+    @dsl.pipeline(name="containers")
+    def pipeline(uri: str):
+        found = dsl.importer(artifact_uri=uri, artifact_class=Dataset)
+        contained(rows=found.output).set_env_variable("MARK", "marked")
+
+    @dsl.pipeline(name="endless")
+    def unending():
+        endless(started="x")
+
+    with podman(fixture.folder) as (engine, path):
+        (fixture.folder / "rows").write_text("1,2\n")
+        with fixture.server(PATH=path) as client:
+            task = client.succeed(pipeline, uri=str(fixture.folder / "rows"))["contained"]
+            assert task["outputs"]["parameters"]["out"] == "marked 0", task
+            table = pathlib.Path(task["outputs"]["artifacts"]["table"][0]["uri"])
+            assert table.read_text() == "1,2\nfrom the image\n", table.read_text()
+            assert not engine("ps", "--all", "--quiet")
+
+            # One that ignores the signal to end is killed after the grace period, and one whose processes are killed goes on without them.
+            for kill in (None, "supervisor"):
+                run_id = client.start(unending)
+                task = eventually(lambda: next((t for t in client.get(f"/api/v1/pipelines/runs/{run_id}")["tasks"] if t["path"] == "endless"), None))
+                container = eventually(lambda: engine("ps", "--quiet"), timeout=60, message="the container runs")
+                if kill:
+                    files = list(client.server.home.glob("**/process.json"))
+                    process = json.loads(max(files, key=lambda file: file.stat().st_mtime).read_text())
+                    for name in ("supervisor", "program"):
+                        os.kill(process[name], signal.SIGKILL)
+                else:
+                    client.kfp.terminate_run(run_id)
+                eventually(lambda: not engine("ps", "--all", "--quiet"), timeout=90, message=f"the container {container} is removed")
+                state = eventually(lambda: (s := client.get(f"/api/v1/pipelines/runs/{run_id}")["state"]) in ("FAILED", "CANCELED") and s)
+                assert state == ("FAILED" if kill else "CANCELED"), (state, task)
+
+
+@contextlib.contextmanager
+def podman(folder):
+    """Podman from Debian's packages, with a storage of its own and an image `localhost/slipway/box:1`: a function that calls it, and a
+    `PATH` on which it is found."""
+    packages = services.extracted("podman", ["podman", "conmon", "runc", "catatonit", "libdevmapper1.02.1", "libgpgme11", "libassuan0", "libsubid4", "busybox-static"])
+    home = folder / "podman"
+    (home / "bin").mkdir(parents=True)
+    libraries = ":".join(str(path) for path in [*packages.glob("lib/*-linux-gnu*"), *packages.glob("usr/lib/*-linux-gnu*")])
+    # As in a container itself: no limits are raised, and no networks are made.
+    (home / "containers.conf").write_text(f"""[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+init_path = "{packages}/usr/bin/catatonit"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+conmon_path = ["{packages}/usr/bin/conmon"]
+[engine.runtimes]
+runc = ["{packages}/usr/sbin/runc"]
+""")
+    (home / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    program = home / "bin/podman"
+    program.write_text(f"""#!/bin/sh
+export LD_LIBRARY_PATH={libraries} CONTAINERS_CONF={home}/containers.conf
+exec {packages}/usr/bin/podman --storage-driver vfs --root {home}/storage --runroot {home}/run --tmpdir {home}/tmp "$@"
+""")
+    program.chmod(0o755)
+
+    def call(*words):
+        done = subprocess.run([program, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    image = home / "image"
+    (image / "bin").mkdir(parents=True)
+    (image / "etc").mkdir()
+    (image / "etc/marked").write_text("from the image\n")
+    shutil.copy(packages / "bin/busybox", image / "bin/busybox")
+    for name in ("sh", "cat", "echo", "mkdir", "dirname", "id", "sleep"):
+        (image / "bin" / name).symlink_to("busybox")
+    archive = shutil.make_archive(home / "image", "tar", image)
+    try:
+        call("import", archive, "localhost/slipway/box:1")
+        try:
+            call("run", "--rm", "--init", "--network", "host", "localhost/slipway/box:1", "sh", "-c", "true")
+        except AssertionError as error:
+            raise Skip(f"this machine does not let podman start containers: {error}") from None
+        yield call, f"{program.parent}:{os.environ['PATH']}"
+    finally:
+        with protected():
+            subprocess.run([program, "rm", "--all", "--force"], capture_output=True)
+            shutil.rmtree(home, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ class Step:
     def executor(self):
         """Placeholders become the arguments `$0`, `$1` and so on of the script."""
         if "imports" in self.more:
-            return {"importer": {"artifactUri": {"constant": self.more["imports"]}, "typeSchema": {"schemaTitle": "system.Dataset"}}}
+            importer = {"artifactUri": {"constant": self.more["imports"]}, "typeSchema": {"schemaTitle": "system.Dataset"}}
+            return {"importer": {**importer, "downloadToWorkspace": self.more.get("in_workspace", False)}}
         words = []
         script = re.sub(r"\{\{.*?\}\}", lambda m: (words.append(m[0]), f'"${{{len(words) - 1}}}"')[1], self.script)
         container = {"image": self.more.get("image", IMAGE), "command": ["sh", "-ec", script], "args": words}
@@ -248,17 +249,24 @@ def workspace_is_shared_and_inputs_come_from_buckets(lab):
             secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "slipway-buckets", "namespace": ns}}
             lab.apply({**secret, "stringData": bucket.environment()})
             rows = Step("rows", "", imports="s3://slipway/rows.csv", makes=["artifact"])
+            shared = Step("shared", "", imports="s3://slipway/rows.csv", makes=["artifact"], in_workspace=True)
             space = {"space": "{{$.workspace_path}}/found"}
             write = Step("write", "mkdir {{$.inputs.parameters['space']}}; cat {{$.inputs.artifacts['data'].path}} > "
                          "{{$.inputs.parameters['space']}}/rows; test -z \"$(ls /kfp-workspace | grep -v found)\"",
                          inputs=space, artifacts={"data": ("rows", "artifact")})
             read = Step("read", "cat {{$.inputs.parameters['space']}}/rows > {{$.outputs.parameters['all'].output_file}}",
                         inputs=space, after=["write"], outputs=["all"])
+            # One that is imported into the workspace is copied there once.
+            change = Step("change", "test {{$.inputs.artifacts['data'].path}} = /kfp-workspace/.artifacts/s3/slipway/rows.csv; "
+                          "echo changed >> {{$.inputs.artifacts['data'].path}}", artifacts={"data": ("shared", "artifact")}, after=["write"])
+            changed = Step("changed", "cat {{$.inputs.artifacts['data'].path}} > {{$.outputs.parameters['all'].output_file}}",
+                           artifacts={"data": ("shared", "artifact")}, after=["change"], outputs=["all"])
             patch = {"accessModes": ["ReadWriteMany"], "storageClassName": f"{ns}-space"}
             config = {"workspace": {"size": "1Gi", "kubernetes": {"pvcSpecPatch": patch}}}
-            run = Run(lab, ns, pipeline("shared", rows, write, read, config=config))
+            run = Run(lab, ns, pipeline("shared", rows, shared, write, read, change, changed, config=config))
             tasks = {t["path"]: t for t in run.wait()["tasks"]}
             assert tasks["read"]["outputs"]["parameters"] == {"all": "three rows\n"}, tasks
+            assert tasks["changed"]["outputs"]["parameters"] == {"all": "three rows\nchanged\n"}, tasks
             claim = f"{run.id}-kfp-workspace"
             # Kubernetes keeps a deleted claim until the last pod that mounted it is deleted.
             eventually(lambda: "deletionTimestamp" in lab.get("-n", ns, "pvc", claim)["metadata"], message="the workspace is deleted")

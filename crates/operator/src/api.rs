@@ -85,6 +85,9 @@ impl std::fmt::Debug for Api {
 const MAX_EVENT_NOTE_BYTES: usize = 1024;
 /// Timeout of one request, without watches and log streams.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a forbidden request waits for the API server to become ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Fails for a name that would not be one segment of the path of a request.
 fn check_name(name: &str) -> Result<(), KubeError> {
@@ -154,6 +157,40 @@ impl Api {
         match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
             Ok(response) => response.map_err(KubeError::from),
             Err(_) => Err(KubeError::Unreachable(format!("no response within {} s", REQUEST_TIMEOUT.as_secs()))),
+        }
+    }
+
+    /// Sends a request, and once more if it is forbidden before the API server is ready: one that has just started does not know all roles
+    /// yet (<https://github.com/kubernetes/kubernetes/issues/121635>).
+    ///
+    /// # Errors
+    /// An error of the API server; [`KubeError::Unreachable`] when the request is forbidden and the API server does not become ready.
+    pub(crate) async fn when_ready<T>(&self, request: impl AsyncFn() -> Result<T, KubeError>) -> Result<T, KubeError> {
+        match request().await {
+            Err(KubeError::Refused { code: 403, .. }) => {
+                self.wait_until_ready().await?;
+                request().await
+            }
+            other => other,
+        }
+    }
+
+    /// Waits until the API server is ready, for at most [`READY_TIMEOUT`]. If it does not tell this account, it is taken to be ready then.
+    async fn wait_until_ready(&self) -> Result<(), KubeError> {
+        let started = tokio::time::Instant::now();
+        loop {
+            let request =
+                http::Request::get("/readyz").body(Vec::new()).map_err(|e| KubeError::Invalid(e.to_string()))?;
+            let answer = self.send(self.client.request_text(request)).await;
+            let is_late = started.elapsed() >= READY_TIMEOUT;
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(KubeError::Refused { code: 401 | 403 | 404, .. }) if is_late => return Ok(()),
+                Err(error) if is_late => {
+                    return Err(KubeError::Unreachable(format!("the API server is not ready: {error}")));
+                }
+                Err(_) => tokio::time::sleep(READY_POLL_INTERVAL).await,
+            }
         }
     }
 

@@ -6,7 +6,38 @@ use crate::model::{Artifact, Launch};
 use crate::proto::ml_pipelines::{ArtifactTypeSchema, artifact_type_schema};
 use crate::value;
 
-/// The JSON of a `RuntimeArtifact` with a URI of its own.
+/// Key of the metadata of an artifact that tasks find in the workspace of the run (Kubeflow's `component/launcher_v2.go`, and `Artifact.path`
+/// of the SDK).
+const IN_WORKSPACE: &str = "_kfp_workspace";
+/// Folder of the workspace with the copies of artifacts.
+const WORKSPACE_FOLDER: &str = ".artifacts";
+
+/// Records that tasks find an artifact in the workspace of the run.
+pub(crate) fn put_into_workspace(artifact: &mut Artifact) {
+    artifact.metadata.insert(IN_WORKSPACE.into(), Value::Bool(true));
+}
+
+/// Whether tasks find an artifact in the workspace of the run.
+pub(crate) fn is_in_workspace(artifact: &Artifact) -> bool {
+    artifact.metadata.get(IN_WORKSPACE) == Some(&Value::Bool(true))
+}
+
+/// The path of an artifact in a workspace, as in Kubeflow: `.artifacts/SCHEME/BUCKET/KEY`.
+///
+/// # Errors
+/// The URI leads out of the workspace.
+pub(crate) fn path_in_workspace(workspace: &str, uri: &str) -> Result<String, String> {
+    let uri = uri.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = uri.split_once(":/").unwrap_or(("", uri));
+    let parts: Vec<&str> = rest.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if parts.is_empty() || parts.contains(&"..") {
+        return Err(format!("{uri} is not the URI of a file or folder"));
+    }
+    let parts = [workspace, WORKSPACE_FOLDER, scheme].into_iter().filter(|part| !part.is_empty()).chain(parts);
+    Ok(parts.collect::<Vec<_>>().join("/"))
+}
+
+/// The JSON of a `RuntimeArtifact` with a URI of its own, which is a path for one in the workspace.
 pub(crate) fn artifact_json(artifact: &Artifact, uri: &str) -> Value {
     let mut out = Map::new();
     out.insert("name".into(), Value::String(artifact.id.clone()));
@@ -19,7 +50,10 @@ pub(crate) fn artifact_json(artifact: &Artifact, uri: &str) -> Value {
     }
     out.insert("type".into(), Value::Object(schema));
     out.insert("uri".into(), Value::String(uri.to_owned()));
-    out.insert("metadata".into(), Value::Object(artifact.metadata.clone()));
+    let mut metadata = artifact.metadata.clone();
+    // With it, the SDK would derive another path from the URI.
+    metadata.remove(IN_WORKSPACE);
+    out.insert("metadata".into(), Value::Object(metadata));
     Value::Object(out)
 }
 
@@ -48,4 +82,26 @@ pub fn schema(schema: Option<&ArtifactTypeSchema>) -> (String, String) {
         None => String::new(),
     };
     (title, schema.schema_version.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn artifacts_have_kubeflows_places_in_the_workspace() {
+        let place = |uri: &str| path_in_workspace("/w", uri);
+        for (uri, path) in [
+            ("minio://mlpipeline/sample/sample.txt", "/w/.artifacts/minio/mlpipeline/sample/sample.txt"),
+            ("s3://bucket/a//b/./c?endpoint=x", "/w/.artifacts/s3/bucket/a/b/c"),
+            ("https://example.com/data.csv", "/w/.artifacts/https/example.com/data.csv"),
+            ("slipway-pipelines:/ns/run/a", "/w/.artifacts/slipway-pipelines/ns/run/a"),
+            ("/data/x", "/w/.artifacts/data/x"),
+        ] {
+            assert_eq!(place(uri).unwrap(), path);
+        }
+        for uri in ["", "/", "s3://", "s3://bucket/../x", "/a/../../b"] {
+            assert!(place(uri).is_err(), "{uri}");
+        }
+    }
 }

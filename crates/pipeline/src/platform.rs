@@ -13,6 +13,7 @@ use slipway_exec::RunSpec;
 use slipway_exec::manifest::{EnvVar, Resources, VolumeMount};
 use slipway_exec::quantity::Quantity;
 
+use crate::artifact::is_in_workspace;
 use crate::budget::Budget;
 use crate::model::{Inputs, Launch};
 use crate::placeholder::{resolve_constant, resolve_parameters, resolve_parameters_within};
@@ -145,7 +146,7 @@ fn uses_workspace(launch: &Launch) -> bool {
     parameters
         .into_iter()
         .any(|value| matches!(value, Value::String(text) if text.contains(placeholder::WORKSPACE_PATH)))
-        || artifacts.any(|artifact| artifact.metadata.get("_kfp_workspace") == Some(&Value::Bool(true)))
+        || artifacts.any(is_in_workspace)
 }
 
 /// The settings while they are collected.

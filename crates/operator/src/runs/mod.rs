@@ -206,7 +206,8 @@ impl Executor for Pods {
                 run.metadata.annotations.insert(SUBMITTED_BY.into(), by.to_owned());
             }
             let namespace = run.metadata.namespace.as_str();
-            match self.api.create(&RUN, Some(namespace), &json!(run)).await {
+            let object = json!(run);
+            match self.api.when_ready(async || self.api.create(&RUN, Some(namespace), &object).await).await {
                 Ok(created) => submitted(created),
                 // The user's permissions were checked before. The control plane itself may create runs in enabled namespaces only.
                 Err(error) => Err(self.namespace_error(namespace, error)),

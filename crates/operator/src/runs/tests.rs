@@ -413,6 +413,56 @@ async fn logs_error_shows_how_to_enable_the_namespace() {
     assert!(error.to_string().contains("create rolebinding slipway-submit"), "{error}");
 }
 
+/// An API server that has just started may refuse everything because it has not read the roles yet.
+#[tokio::test(start_paused = true)]
+async fn refusal_counts_once_the_api_server_is_ready() {
+    let test = TestCluster::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let readiness = Arc::clone(&asked);
+    test.cluster.respond_with(move |method, path, _| match (method, path) {
+        ("GET", "/readyz") if readiness.fetch_add(1, SeqCst) < 3 => Some((500, status(500, "informer-sync failed"))),
+        ("GET", "/readyz") => Some((200, json!("ok"))),
+        ("POST", _) if path.ends_with("/runs") && readiness.load(SeqCst) < 4 => {
+            let message = "runs.slipway.dev is forbidden: User \"system:serviceaccount:slipway-system:slipway\" cannot create resource";
+            Some((403, status(403, message)))
+        }
+        _ => None,
+    });
+    let pods = super::Pods::new(test.cluster.api("server"), "slipway-system".into());
+    let run = |name: &str| {
+        let mut run = slipway_exec::Manifest::new(name, ["true"]);
+        run.spec.image = Some("i".into());
+        run.metadata.namespace = NAMESPACE.into();
+        run
+    };
+    pods.submit(run("train"), None).await.unwrap();
+    assert_eq!(asked.load(SeqCst), 4);
+
+    asked.store(0, SeqCst);
+    test.cluster.respond_with(|method, path, _| match (method, path) {
+        ("GET", "/readyz") => Some((200, json!("ok"))),
+        ("POST", _) => {
+            Some((403, status(403, "runs.slipway.dev is forbidden: the user cannot create resource \"runs\"")))
+        }
+        _ => None,
+    });
+    let refused = pods.submit(run("other"), None).await.unwrap_err();
+    assert!(
+        matches!(&refused, slipway_exec::ExecError::Forbidden(reason) if reason.contains("is not enabled")),
+        "{refused}"
+    );
+
+    test.cluster.respond_with(|method, path, _| match (method, path) {
+        ("GET", "/readyz") => Some((500, status(500, "informer-sync failed"))),
+        ("POST", _) => {
+            Some((403, status(403, "runs.slipway.dev is forbidden: the user cannot create resource \"runs\"")))
+        }
+        _ => None,
+    });
+    let refused = pods.submit(run("other"), None).await.unwrap_err();
+    assert!(matches!(refused, slipway_exec::ExecError::Unreachable(_)), "{refused}");
+}
+
 #[tokio::test]
 async fn status_shows_how_to_enable_the_namespace() {
     let test = TestCluster::new();

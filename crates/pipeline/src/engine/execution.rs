@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::artifact::put_into_workspace;
 use crate::fingerprint;
 use crate::model::{Artifact, Failure, Launch, Outcome, Outputs, TaskPath, TaskState};
 
@@ -185,9 +186,13 @@ impl Machine {
             return;
         }
         match result {
-            Ok(artifact) => {
+            Ok(mut artifact) => {
                 let plan = Arc::clone(&self.plan);
-                let output = resolve::import_output(self.node(id).component(&plan)).to_owned();
+                let component = self.node(id).component(&plan);
+                if matches!(&component.body, Body::Importer(importer) if importer.download_to_workspace) {
+                    put_into_workspace(&mut artifact);
+                }
+                let output = resolve::import_output(component).to_owned();
                 let outputs = Outputs { artifacts: [(output, vec![artifact])].into(), ..Outputs::default() };
                 self.succeed(id, TaskState::Succeeded, outputs);
             }

@@ -165,8 +165,6 @@ pub struct ImportRequest {
     pub metadata: Map<String, Value>,
     /// Whether a new artifact is made even if this pipeline has already imported one with the same type, URI and metadata.
     pub reimport: bool,
-    /// Whether its content is copied into the workspace of the run.
-    pub download_to_workspace: bool,
 }
 
 /// Something that happened.

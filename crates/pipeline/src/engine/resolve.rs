@@ -480,7 +480,6 @@ pub(super) fn import_request(
         schema_version,
         metadata,
         reimport: importer.reimport,
-        download_to_workspace: importer.download_to_workspace,
     })
 }
 

@@ -1,13 +1,14 @@
 //! The content of output artifacts: its digest, its protection against later changes, and reading it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures_util::Stream;
 use ring::digest::{Context, SHA256};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use slipway_core::hex;
 use tokio::io::AsyncReadExt;
 
@@ -57,6 +58,40 @@ pub(crate) fn protect(path: &Path) {
             make_read_only(&opened, &metadata);
         }
     }
+}
+
+/// Copies a file or folder to a place that tasks share and may write to, unless there is something already.
+///
+/// # Errors
+/// The reason.
+pub(crate) async fn copy_for_tasks(source: PathBuf, target: PathBuf) -> Result<(), String> {
+    let copied = tokio::task::spawn_blocking(move || {
+        let folder = target.parent().ok_or_else(|| std::io::Error::other("the place has no folder"))?;
+        std::fs::create_dir_all(folder)?;
+        let temporary = folder.join(format!(".{}", slipway_core::ids::hex32()));
+        let moved = copy(&source, &temporary)
+            .and_then(|()| Ok(renameat_with(CWD, &temporary, CWD, &target, RenameFlags::NOREPLACE)?));
+        let Err(error) = moved else { return Ok(()) };
+        // Best effort: what remains needs space until the run is deleted.
+        let _ = std::fs::remove_dir_all(&temporary).or_else(|_| std::fs::remove_file(&temporary));
+        // Another task was faster.
+        if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
+    });
+    copied.await.map_err(|error| error.to_string())?.map_err(|error| format!("copying it: {error}"))
+}
+
+fn copy(source: &Path, target: &Path) -> std::io::Result<()> {
+    for file in files(source)? {
+        let relative = file.strip_prefix(source).map_err(std::io::Error::other)?;
+        // Joined to an empty path, the target would end with a slash.
+        let place = if relative.as_os_str().is_empty() { target.to_owned() } else { target.join(relative) };
+        if let Some(folder) = place.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        // Not with the permissions of the source, which is read-only.
+        std::io::copy(&mut File::open(&file)?, &mut File::create_new(&place)?)?;
+    }
+    Ok(())
 }
 
 fn make_read_only(file: &File, metadata: &std::fs::Metadata) {

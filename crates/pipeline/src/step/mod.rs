@@ -21,12 +21,13 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::client::Client;
+use crate::artifact::is_in_workspace;
 use crate::executor_input::read_outputs;
 use crate::launch::buckets::{self, Buckets};
-use crate::launch::content::seal;
+use crate::launch::content::{copy_for_tasks, seal};
 use crate::launch::pods::artifacts::uri;
 use crate::launch::pods::http::Order;
-use crate::launch::pods::step::{FOLDER, Step};
+use crate::launch::pods::step::{FOLDER, Step, copy_of};
 use crate::model::{Artifact, Failure, Outcome, Outputs};
 
 /// Maximum bytes of an artifact whose digest is computed.
@@ -110,15 +111,22 @@ impl Execution {
         for (name, artifacts) in &self.step.inputs.artifacts {
             let places = self.step.paths.input_artifacts.get(name).map(Vec::as_slice).unwrap_or_default();
             for (index, (artifact, place)) in artifacts.iter().zip(places).enumerate() {
-                let path = Path::new(&place.path);
+                let failed =
+                    |reason| format!("the input artifact '{name}', {}, cannot be fetched: {reason}", artifact.uri);
+                let is_shared = is_in_workspace(artifact);
+                if is_shared && Path::new(&place.path).exists() {
+                    continue; // an earlier step has copied it, and may have changed it since
+                }
+                let copy = if is_shared { copy_of(name, index, &artifact.uri) } else { place.path.clone() };
                 let fetched = if buckets::is_remote(&artifact.uri) {
-                    self.buckets.fetch(&artifact.uri, path).await
+                    self.buckets.fetch(&artifact.uri, Path::new(&copy)).await
                 } else {
-                    self.client.fetch(name, index, path).await
+                    self.client.fetch(name, index, Path::new(&copy)).await
                 };
-                fetched.and_then(|()| verify(artifact, &place.path)).map_err(|reason| {
-                    format!("the input artifact '{name}', {}, cannot be fetched: {reason}", artifact.uri)
-                })?;
+                fetched.and_then(|()| verify(artifact, &copy)).map_err(failed)?;
+                if is_shared {
+                    copy_for_tasks(copy.into(), place.path.clone().into()).await.map_err(failed)?;
+                }
             }
         }
         Ok(())

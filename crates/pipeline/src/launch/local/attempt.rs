@@ -6,15 +6,20 @@
 //! RUN/TASK/1/{lock,started,stop,process.json,end.json,log}   the supervisor's (slipway_exec::local::supervisor)
 //! RUN/TASK/1/{work,tmp,packages,outputs,volumes,program}     folders of the program
 //! RUN/TASK/1/{inputs,delivered}        copies of inputs in buckets, and outputs that are delivered to one
+//! RUN/TASK/1/container                 id of the container, if the step is run by a container engine
 //! ```
 
 use std::path::{Path, PathBuf};
 
 use slipway_core::hex;
 
+use crate::artifact::{is_in_workspace, path_in_workspace};
 use crate::launch::{AttemptId, buckets, file_at, file_name};
 use crate::model::{Artifact, Launch};
 use crate::placeholder::{Paths, Place};
+
+/// Name of the file with the id of a container.
+pub(super) const CONTAINER: &str = "container";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Attempt {
@@ -40,6 +45,11 @@ impl Attempt {
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// The folder for the copy of an element of an input.
+    pub(super) fn copy_of(&self, input: &str, at: usize) -> PathBuf {
+        self.path("inputs").join(file_name(input)).join(at.to_string())
     }
 
     /// Writes a file atomically, without flushing it to disk: the processes of an attempt do not survive a power failure either, and
@@ -92,10 +102,13 @@ impl Attempt {
         }
         for (name, list) in &launch.inputs.artifacts {
             let place = |(at, artifact): (usize, &Artifact)| {
-                let copy = self.path("inputs").join(file_name(name)).join(at.to_string());
-                input_place(name, artifact, &copy)
+                let mut place = input_place(name, artifact, &self.copy_of(name, at))?;
+                if let Some(workspace) = paths.workspace.as_deref().filter(|_| is_in_workspace(artifact)) {
+                    place.path = path_in_workspace(workspace, &artifact.uri)?;
+                }
+                Ok(place)
             };
-            let places = list.iter().enumerate().map(place).collect::<Result<_, _>>()?;
+            let places = list.iter().enumerate().map(place).collect::<Result<_, String>>()?;
             paths.input_artifacts.insert(name.clone(), places);
         }
         let declared = launch.component.output_definitions.as_ref();
@@ -111,7 +124,7 @@ impl Attempt {
     }
 }
 
-/// The place of an input artifact: where it is, or a copy in the folder `copy` with the same name, if it is not on this machine.
+/// The place of an input artifact outside of the workspace: where it is, or a copy in the folder `copy` with the same name, if it is not on this machine.
 fn input_place(name: &str, artifact: &Artifact, copy: &Path) -> Result<Place, String> {
     if let Some(path) = local_path(&artifact.uri) {
         return Ok(Place { path: path.to_owned(), uri: path.to_owned() });

@@ -14,6 +14,8 @@ use super::programs;
 const ENGINES: &[&str] = &["podman", "docker", "nerdctl"];
 /// Timeout of an engine that reports whether it works.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Timeout of an engine that kills or removes a container.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Images of plain operating systems and Pythons: a step that uses one needs nothing of it but common programs. The name is compared
 /// without registry, tag and digest.
@@ -124,6 +126,20 @@ impl Engine {
         };
         self.0.get_or_init(probe).await.clone()
     }
+
+    /// Removes the container whose id is in a file, if there is one. An engine removes a container when its program ends, but not when the
+    /// engine's own process was killed: the container goes on without it.
+    pub(super) async fn remove(&self, id_file: &Path) {
+        let Ok(id) = tokio::fs::read_to_string(id_file).await else { return };
+        let Some(engine) = self.find().await else { return };
+        for words in [&["kill"][..], &["rm", "--force"]] {
+            let mut command = Command::new(&engine);
+            command.args(words).arg(id.trim()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            // Fails if the container has ended, or was removed already.
+            let _ = tokio::time::timeout(REMOVE_TIMEOUT, command.kill_on_drop(true).status()).await;
+        }
+        let _ = tokio::fs::remove_file(id_file).await; // otherwise the next call removes nothing
+    }
 }
 
 /// What a container is started with.
@@ -137,6 +153,8 @@ pub(super) struct Container<'a> {
     /// Folders and the paths at which they are mounted.
     pub(super) mounts: Vec<(PathBuf, String)>,
     pub(super) folder: &'a Path,
+    /// File into which the engine writes the id of the container.
+    pub(super) id_file: &'a Path,
 }
 
 impl Container<'_> {
@@ -150,6 +168,7 @@ impl Container<'_> {
             words.extend(["--volume".to_owned(), format!("{}:{path}", folder.display())]);
         }
         words.extend(["--workdir".to_owned(), self.folder.display().to_string()]);
+        words.extend(["--cidfile".to_owned(), self.id_file.display().to_string()]);
         if let Some(program) = self.command.first() {
             words.extend(["--entrypoint".to_owned(), program.clone()]);
         }
@@ -203,9 +222,10 @@ mod tests {
             variables: vec!["TOKEN"],
             mounts: vec![("/a".into(), "/b".into())],
             folder: Path::new("/a/work"),
+            id_file: Path::new("/a/container"),
         };
-        let expected = "run --rm --init --network host --env TOKEN --volume /a:/b --workdir /a/work --entrypoint sh \
-                        gcr.io/image -c exit";
+        let expected = "run --rm --init --network host --env TOKEN --volume /a:/b --workdir /a/work --cidfile /a/container \
+                        --entrypoint sh gcr.io/image -c exit";
         assert_eq!(container.arguments().join(" "), expected);
     }
 }

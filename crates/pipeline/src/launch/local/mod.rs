@@ -265,6 +265,9 @@ impl Inner {
         let observed = supervisor::wait(&attempt.folder).await;
         drop((occupied, started));
         let observed = observed.map_err(|error| Failure { message: error.to_string(), ..Failure::default() })?;
+        if !matches!(&observed, Observation::Finished { outcome: lifecycle::Outcome::Exited(_), .. }) {
+            self.engine.remove(&attempt.path(attempt::CONTAINER)).await;
+        }
         let (launch, files, limit) = (launch.clone(), attempt.clone(), self.settings.digest_limit);
         let places = paths.output_artifacts.clone();
         let outcome = tokio::task::spawn_blocking(move || outcome(&launch, &files, &paths, observed, limit));

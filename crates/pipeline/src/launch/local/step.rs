@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use slipway_exec::local::{Demand, descriptors, supervisor};
 
-use super::attempt::Attempt;
+use super::attempt::{Attempt, CONTAINER, local_path};
 use super::command::{Command, Program};
 use super::environments::{Environment, Request};
 use super::images::{self, Container, Place};
 use super::interpreter::version_of_image;
 use super::resources;
 use super::{Inner, permanent, programs, variables, volumes, workers};
+use crate::artifact::is_in_workspace;
 use crate::executor_input::executor_input;
+use crate::launch::{content, file_at};
 use crate::model::{Failure, Launch, Outputs};
 use crate::placeholder::{Paths, container_command};
 use crate::platform::{PodSettings, pod_settings};
@@ -68,7 +70,7 @@ impl Inner {
                 launch.path
             )));
         }
-        self.fetch_inputs(paths).await?;
+        self.fetch_inputs(launch, attempt, paths).await?;
         // The SDK takes the path of an artifact from its URI.
         let input = executor_input(launch, &paths.with_paths_as_uris());
         let input = serde_json::to_string(&input).map_err(|e| permanent(e.to_string()))?;
@@ -98,6 +100,7 @@ impl Inner {
                     variables: requested.keys().map(String::as_str).collect(),
                     mounts: own.chain(mounts).collect(),
                     folder: &attempt.path("work"),
+                    id_file: &attempt.path(CONTAINER),
                 };
                 let words = std::iter::once(engine.display().to_string()).chain(container.arguments()).collect();
                 return Ok(Prepared::Step(self.step(
@@ -119,11 +122,20 @@ impl Inner {
         self.prepare_local(launch, attempt, &image, base, words, &requested, &pod, &mounts).await
     }
 
-    /// Copies the inputs that are not on this machine.
-    async fn fetch_inputs(&self, paths: &Paths) -> Result<(), Failure> {
+    /// Copies the inputs that are not on this machine, and those that belong into the workspace.
+    async fn fetch_inputs(&self, launch: &Launch, attempt: &Attempt, paths: &Paths) -> Result<(), Failure> {
         for (name, places) in &paths.input_artifacts {
-            for place in places.iter().filter(|place| place.path != place.uri) {
-                let fetched = self.buckets.fetch(&place.uri, Path::new(&place.path)).await;
+            let artifacts = launch.inputs.artifacts.get(name).into_iter().flatten();
+            for (at, (artifact, place)) in artifacts.zip(places).enumerate() {
+                let path = Path::new(&place.path);
+                let fetched = if is_in_workspace(artifact) {
+                    let folder = attempt.copy_of(name, at);
+                    self.copy_into_workspace(&place.uri, &folder, path).await
+                } else if place.path == place.uri {
+                    Ok(())
+                } else {
+                    self.buckets.fetch(&place.uri, path).await
+                };
                 fetched.map_err(|reason| Failure {
                     message: format!("fetching the input artifact '{name}' from {}: {reason}", place.uri),
                     ..Failure::default()
@@ -131,6 +143,22 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Copies an artifact to a path in the workspace, unless an earlier step has done so. `folder` is for the copy of one in a bucket.
+    async fn copy_into_workspace(&self, uri: &str, folder: &Path, path: &Path) -> Result<(), String> {
+        if path.exists() {
+            return Ok(());
+        }
+        let source = match local_path(uri) {
+            Some(local) => PathBuf::from(local),
+            None => {
+                let copy = folder.join(file_at(uri));
+                self.buckets.fetch(uri, &copy).await?;
+                copy
+            }
+        };
+        content::copy_for_tasks(source, path.to_owned()).await
     }
 
     /// Prepares a step whose programs are those of this machine.

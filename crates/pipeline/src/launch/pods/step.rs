@@ -5,11 +5,12 @@ use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::{is_in_workspace, path_in_workspace};
 use crate::error::Error;
 use crate::executor_input::executor_input;
 use crate::launch::{buckets, file_at, file_name};
 use crate::model::{Inputs, Launch, RunInfo, TaskPath};
-use crate::placeholder::{Paths, Place, container_command};
+use crate::placeholder::{Paths, Place, WORKSPACE_PATH, container_command};
 
 use super::artifacts;
 
@@ -112,6 +113,11 @@ fn decoded<M: Message + Default>(bytes: &[u8]) -> Result<std::sync::Arc<M>, Stri
     M::decode(bytes).map(std::sync::Arc::new).map_err(|error| error.to_string())
 }
 
+/// The path of the copy of an element of an input.
+pub(crate) fn copy_of(input: &str, index: usize, uri: &str) -> String {
+    format!("{FOLDER}/inputs/{}/{index}/{}", file_name(input), file_at(uri))
+}
+
 fn paths(launch: &Launch) -> Result<Paths, String> {
     let mut paths = Paths { executor_output: format!("{FOLDER}/outputs/executor_output.json"), ..Paths::default() };
     let place = |path: String| Place { uri: path.clone(), path };
@@ -126,7 +132,11 @@ fn paths(launch: &Launch) -> Result<Paths, String> {
                     artifact.uri
                 ));
             }
-            places.push(place(format!("{FOLDER}/inputs/{}/{index}/{}", file_name(name), file_at(&artifact.uri))));
+            places.push(place(if is_in_workspace(artifact) {
+                path_in_workspace(WORKSPACE_PATH, &artifact.uri)?
+            } else {
+                copy_of(name, index, &artifact.uri)
+            }));
         }
         paths.input_artifacts.insert(name.clone(), places);
     }
