@@ -235,9 +235,10 @@ bench-objects: binary lab-programs
 bench-gpu: binary
 	python3 bench/gpu/run.py --slipway $(SLIPWAY)
 
-# Compares with the SDK's local runner.
-bench-pipeline: binary $(PEERS)/kfp/.ready
+# Compares with the SDK's local runner, and as root with plain Jobs on the lab.
+bench-pipeline: binary lab-programs $(PEERS)/kfp/.ready
 	$(PEERS)/kfp/bin/python bench/pipeline/run.py --slipway $(SLIPWAY)
+	$(if $(filter 0,$(shell id -u)),python3 bench/pipeline/cluster.py --slipway $(SLIPWAY))
 
 # Compares with DVC, `cp -r` and `md5sum`.
 bench-data: binary $(PEERS)/dvc/.ready

@@ -324,10 +324,12 @@ async fn run_with_a_killed_supervisor_is_restarted(folder: TempDir) {
 
 /// A server may be killed after it has created the files of an attempt and before it has started the supervisor.
 async fn attempt_that_never_began_is_no_attempt(folder: TempDir) {
-    let manifest = serde_json::to_string(&script("interrupted", "echo started")).unwrap();
+    let mut manifest = script("interrupted", "echo started");
+    manifest.metadata.namespace = NAMESPACE.into();
+    let run = serde_json::to_string(&Submitted { manifest, status: RunStatus::default() }).unwrap();
     let attempt = folder.0.join("runs/interrupted/1");
     std::fs::create_dir_all(&attempt).unwrap();
-    std::fs::write(attempt.parent().unwrap().join("run.json"), manifest).unwrap();
+    std::fs::write(attempt.parent().unwrap().join("run.json"), run).unwrap();
     std::fs::write(attempt.join("task.json"), "{").unwrap();
     std::fs::write(attempt.join("lock"), "").unwrap();
     std::fs::write(attempt.join("log"), "").unwrap();

@@ -165,7 +165,10 @@ impl Api {
     ///
     /// # Errors
     /// An error of the API server; [`KubeError::Unreachable`] when the request is forbidden and the API server does not become ready.
-    pub(crate) async fn when_ready<T>(&self, request: impl AsyncFn() -> Result<T, KubeError>) -> Result<T, KubeError> {
+    pub(crate) async fn when_ready<T, F>(&self, request: impl Fn() -> F) -> Result<T, KubeError>
+    where
+        F: Future<Output = Result<T, KubeError>>,
+    {
         match request().await {
             Err(KubeError::Refused { code: 403, .. }) => {
                 self.wait_until_ready().await?;

@@ -30,7 +30,7 @@ impl Claims {
     /// [`ExecError::Unreachable`].
     pub async fn create(&self, claim: &Value) -> Result<(), ExecError> {
         let namespace = claim["metadata"]["namespace"].as_str().unwrap_or_default();
-        match self.api.when_ready(async || self.api.create(&CLAIM, Some(namespace), claim).await).await {
+        match self.api.when_ready(|| self.api.create(&CLAIM, Some(namespace), claim)).await {
             Ok(_) | Err(KubeError::Refused { code: 409, .. }) => Ok(()),
             Err(error) => Err(self.error(namespace, error)),
         }
@@ -43,7 +43,7 @@ impl Claims {
     /// [`ExecError::Forbidden`] if the claim does not have the label or the namespace is not enabled for runs, [`ExecError::Manifest`] if
     /// the name is none, or [`ExecError::Unreachable`].
     pub async fn delete(&self, namespace: &str, name: &str, label: &str) -> Result<(), ExecError> {
-        let found = self.api.when_ready(async || self.api.get(&CLAIM, Some(namespace), name).await).await;
+        let found = self.api.when_ready(|| self.api.get(&CLAIM, Some(namespace), name)).await;
         let claim = found.map_err(|error| self.error(namespace, error))?;
         let Some(claim) = claim else { return Ok(()) };
         if claim["metadata"]["labels"].get(label).is_none() {

@@ -207,7 +207,7 @@ impl Executor for Pods {
             }
             let namespace = run.metadata.namespace.as_str();
             let object = json!(run);
-            match self.api.when_ready(async || self.api.create(&RUN, Some(namespace), &object).await).await {
+            match self.api.when_ready(|| self.api.create(&RUN, Some(namespace), &object)).await {
                 Ok(created) => submitted(created),
                 // The user's permissions were checked before. The control plane itself may create runs in enabled namespaces only.
                 Err(error) => Err(self.namespace_error(namespace, error)),
