@@ -92,7 +92,7 @@ class Player:
         if as_json:
             output = json.loads(done.stdout)
         elif as_text:
-            output = sorted(line for line in done.stdout.replace(str(self.sandbox), "$SANDBOX").splitlines() if line)
+            output = sorted(in_order(line) for line in done.stdout.replace(str(self.sandbox), "$SANDBOX").splitlines() if line)
         command = command.replace(str(self.sandbox), "$SANDBOX")
         self.steps.append({"command": command, "exit": done.returncode, "output": output, "files": self.files(), "messages": done.stderr})
 
@@ -163,6 +163,12 @@ def describe(path, sandbox):
     except ValueError:
         text = f"{len(content)} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}"
     return f"{mode}{' shared' if names > 1 else ''} {text}"
+
+
+def in_order(line):
+    """A line with the files that DVC suggests to add to Git in order: it prints a set of Python, whose order differs from process to process."""
+    before, suggested, files = line.partition("git add ")
+    return before + suggested + " ".join(sorted(files.split())) if suggested and not before.strip() else line
 
 
 def play(scenario, programs):

@@ -117,6 +117,15 @@ pub(super) async fn fetch(
     Ok(true)
 }
 
+/// Stores the recorded version of the data of a partial import in the cache if there is data in the workspace that this program has not fetched: DVC
+/// keeps what it fetches in another place. Best effort: without it, the data is removed only after a question.
+pub(super) async fn save_recorded(project: &mut Project, stage: &Stage, jobs: Option<usize>, talk: &dyn Talk) {
+    let is_there = stage.outs.first().and_then(|out| out.path.as_deref()).is_some_and(|path| path.exists());
+    if is_partial(stage) && is_there && !remembered(project).contains_key(&stage.own_digest()) {
+        let _ = take(project, stage, jobs, talk).await;
+    }
+}
+
 /// Stores the recorded version of the data of an import in the cache, and returns its digest and the number of its files; `None` if it is at a URL and
 /// no version is recorded, or its source no longer has it.
 async fn take(

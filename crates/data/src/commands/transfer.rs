@@ -5,8 +5,8 @@ use super::used::{Object, Scope, used_objects};
 use super::{Talk, import, partial, versioned};
 use crate::error::DataError;
 use crate::project::Project;
-use crate::remote::Remote;
 use crate::remote::versioned::is_versioned;
+use crate::remote::{Remote, known};
 
 /// How to transfer.
 #[derive(Debug, Clone, Default)]
@@ -37,7 +37,8 @@ pub async fn push(
     if objects.objects.is_empty() {
         require_remote(project, options, "push")?;
     }
-    let mut sent = if options.run_cache { transfer_runs(project, options, true, talk).await? } else { 0 };
+    let runs = if options.run_cache { transfer_runs(project, options, true, talk).await? } else { 0 };
+    let mut sent = 0;
     for (name, objects) in by_remote(objects.objects, options.remote.as_deref()) {
         if is_versioned(&project.config, name.as_deref())? {
             sent += versioned::push(project, name.as_deref(), targets, options, talk).await?;
@@ -48,7 +49,10 @@ pub async fn push(
         warn_missing(&missing, talk);
         sent += files;
     }
-    Ok(sent)
+    if sent > 0 {
+        known::forget(&project.tmp())?;
+    }
+    Ok(runs + sent)
 }
 
 /// Receives the objects of the targets, or of all outputs, that the cache lacks, and returns their number.
@@ -92,7 +96,11 @@ pub async fn fetch(
         outcomes.join(exchange.receive(project).await)?;
     }
     import::fetch(project, &used.imports, options.jobs, &mut outcomes).await?;
-    outcomes.finish("fetched")
+    let fetched = outcomes.finish("fetched")?;
+    if fetched > runs + manifests {
+        known::forget(&project.tmp())?;
+    }
+    Ok(fetched)
 }
 
 /// Fails if there is no remote that can be used.

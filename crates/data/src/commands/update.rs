@@ -7,7 +7,7 @@ use super::import::{
     take_location, version_of_content, version_of_tags,
 };
 use super::status::output_change;
-use super::{source_versions, update_versioned};
+use super::{partial, source_versions, update_versioned};
 use crate::error::DataError;
 use crate::external::Location;
 use crate::model::Meta;
@@ -47,6 +47,9 @@ pub async fn update(
         .map(|selected| selected.stage.clone())
         .collect();
     for mut stage in selected {
+        if options.no_download {
+            partial::save_recorded(project, &stage, options.jobs, talk).await;
+        }
         match stage.import() {
             Some(Import::Repository { revision, .. }) => {
                 if options.to_remote.is_some() {

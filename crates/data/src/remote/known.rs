@@ -10,6 +10,8 @@ use super::{Remote, path_of};
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
 
+/// The folder in `.dvc/tmp`.
+const FOLDER: &str = "slipway-remotes";
 /// Maximum bytes read of the file; about five million objects.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -46,9 +48,21 @@ impl Remote {
     }
 }
 
+/// Forgets what remotes have, as DVC does once a push or a fetch has transferred something.
+///
+/// # Errors
+/// If the folder cannot be removed.
+pub(crate) fn forget(tmp: &Path) -> Result<(), DataError> {
+    let folder = tmp.join(FOLDER);
+    match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(DataError::io(&folder)(error)),
+        _ => Ok(()),
+    }
+}
+
 fn file(tmp: &Path, url: &str) -> PathBuf {
     let name = Digest::of_file(Md5::digest(url).into());
-    tmp.join("slipway-remotes").join(name.to_string())
+    tmp.join(FOLDER).join(name.to_string())
 }
 
 fn read(file: &Path) -> HashSet<String> {

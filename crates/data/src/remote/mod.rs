@@ -7,7 +7,7 @@ pub(crate) mod bucket;
 mod foreign;
 mod google;
 mod http;
-mod known;
+pub(crate) mod known;
 mod options;
 mod password;
 mod runs;

@@ -128,25 +128,45 @@ impl Mailbox {
 
     fn reply(&self, to: &Address, ticket: Option<&str>, response: &Value) -> Result<(), DataError> {
         let queue = format!("{}.{}", to.routing_key, to.exchange);
-        // It becomes the name of a file.
-        if !queue.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
-            return Ok(());
-        }
-        let body = json!({&self.node: response}).to_string();
-        let envelope = json!({
-            "body": STANDARD.encode(body),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": {"ticket": ticket, "clock": 1},
-            "properties": {
-                "delivery_mode": 1,
-                "delivery_info": {"exchange": to.exchange, "routing_key": to.routing_key},
-                "priority": 0, "body_encoding": "base64", "delivery_tag": uuid(),
-            },
-        });
-        let folder = self.broker.waiting();
-        write(&folder.join(new_name(&folder, &format!("{queue}.msg"))?), &envelope)
+        send(&self.broker, &queue, to, &json!({"ticket": ticket, "clock": 1}), &json!({&self.node: response}))
     }
+}
+
+/// Requests the workers with mailboxes, those of DVC included, to end after their present experiments, as `dvc queue stop` does. A signal to a
+/// worker of DVC would not do: it would still execute the experiment that it has taken from the queue in advance.
+///
+/// # Errors
+/// If a file of the broker cannot be read or written.
+pub(super) fn shut_down(broker: &Broker) -> Result<(), DataError> {
+    let path = broker.control().join(format!("{EXCHANGE}.exchange"));
+    let table: Vec<(String, String, String)> = read(&path)?.unwrap_or_default();
+    let to = Address { exchange: EXCHANGE.into(), routing_key: String::new() };
+    let body = json!({"method": "shutdown", "arguments": {}, "destination": null, "pattern": null, "matcher": null});
+    for (.., queue) in table {
+        send(broker, &queue, &to, &json!({"clock": 1, "expires": null}), &body)?;
+    }
+    Ok(())
+}
+
+/// Writes a message in Celery's form.
+fn send(broker: &Broker, queue: &str, to: &Address, headers: &Value, body: &Value) -> Result<(), DataError> {
+    // It becomes the name of a file.
+    if !queue.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'@')) {
+        return Ok(());
+    }
+    let envelope = json!({
+        "body": STANDARD.encode(body.to_string()),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": headers,
+        "properties": {
+            "delivery_mode": 1,
+            "delivery_info": {"exchange": to.exchange, "routing_key": to.routing_key},
+            "priority": 0, "body_encoding": "base64", "delivery_tag": uuid(),
+        },
+    });
+    let folder = broker.waiting();
+    write(&folder.join(new_name(&folder, &format!("{queue}.msg"))?), &envelope)
 }
 
 impl Drop for Mailbox {
@@ -204,6 +224,9 @@ mod tests {
         let next = Mailbox::open(&broker, 1).unwrap();
         assert!(!next.serve(None).unwrap());
         request(&broker, &node, &json!({"method": "shutdown"}));
+        assert!(next.serve(None).unwrap());
+        // A request to all of them.
+        shut_down(&broker).unwrap();
         assert!(next.serve(None).unwrap());
         drop(mailbox);
         assert!(!std::fs::read_to_string(&table).unwrap().contains(&node));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::control::Mailbox;
+use super::control::{self, Mailbox};
 use super::execute::{Execution, command};
 use super::records::{Process, exit_code, lock, read, write};
 use super::{Message, Queue, Task, TaskState, unknown};
@@ -227,7 +227,12 @@ fn close(queue: &Queue, message: &Message, code: Option<i32>) -> Result<(), Data
 /// # Errors
 /// If a file of the queue cannot be read.
 pub fn stop(queue: &Queue, kill: bool) -> Result<(), DataError> {
-    for worker in queue.live_workers()? {
+    let workers = queue.live_workers()?;
+    if !workers.is_empty() {
+        control::shut_down(&queue.broker)?;
+    }
+    // Those of slipway end at once if they are idle.
+    for worker in workers.iter().filter(|worker| !is_worker_of_dvc(worker.pid)) {
         worker.signal(Signal::TERM);
     }
     if kill {

@@ -91,8 +91,14 @@ impl Inner {
             None => return Err(permanent(no_place(launch, &image))),
             Some(Place::Engine(engine)) => {
                 let own = [attempt.folder.clone(), self.settings.artifacts.clone()];
-                let own = own.into_iter().chain(paths.workspace.as_ref().map(PathBuf::from));
-                let own = own.map(|folder| (folder.clone(), folder.display().to_string()));
+                let mut own: Vec<PathBuf> =
+                    own.into_iter().chain(paths.workspace.as_ref().map(PathBuf::from)).collect();
+                // Artifacts that were imported from elsewhere on this machine.
+                let inputs = paths.input_artifacts.values().flatten().map(|place| PathBuf::from(&place.path));
+                let elsewhere: Vec<PathBuf> =
+                    inputs.filter(|path| !own.iter().any(|folder| path.starts_with(folder))).collect();
+                own.extend(elsewhere);
+                let own = own.into_iter().map(|folder| (folder.clone(), folder.display().to_string()));
                 let container = Container {
                     image: &image,
                     command: &command,
