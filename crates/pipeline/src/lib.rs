@@ -19,6 +19,7 @@
 //! | [`entity`] | what is stored: pipelines, versions, experiments, runs, recurring runs |
 //! | [`listing`] | filters, order and pages of lists |
 //! | [`schedule`] | when a recurring run is due |
+//! | `heap` | memory that is returned to the system |
 //! | [`budget`] | limits of memory and work |
 //! | `proto_json` | reads JSON as protobuf maps it |
 //! | [`repo`] | all SQL |
@@ -38,6 +39,7 @@ pub mod executor_input;
 pub mod export;
 pub mod fingerprint;
 pub mod graph;
+mod heap;
 pub mod http;
 pub mod ir;
 pub mod launch;

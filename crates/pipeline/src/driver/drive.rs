@@ -17,6 +17,8 @@ use crate::model::{RunInfo, RunState};
 
 /// Maximum number of events that are applied before their records are written: a burst of them costs one transaction.
 const MAX_BATCH: usize = 512;
+/// Maximum number of attempts that are prepared while their start is recorded. Others wait for a place in any case.
+const MAX_PREPARED: usize = 4;
 
 /// A request to a run that is being carried out.
 #[derive(Debug, Clone, Copy)]
@@ -112,7 +114,14 @@ impl Drive {
             }
         }
         let records = Arc::new(records.into_values().collect::<Vec<_>>());
-        if !self.inner.record_progress(&self.run, &records, finished.as_ref()).await {
+        let prepare = async {
+            let launches = others
+                .iter()
+                .filter_map(|effect| if let Effect::Launch(launch) = effect { Some(launch) } else { None });
+            launches.take(MAX_PREPARED).for_each(|launch| self.inner.launcher.prepare(launch));
+        };
+        // The records are handed to the writer first, and are written while the launches are prepared.
+        if !tokio::join!(self.inner.record_progress(&self.run, &records, finished.as_ref()), prepare).0 {
             return true;
         }
         for record in records.iter().filter(|record| record.state.is_final()) {

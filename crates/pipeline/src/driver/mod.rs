@@ -21,6 +21,7 @@ use std::sync::{Arc, OnceLock};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use prost::Message;
 use slipway_core::clock::now_ms;
 use slipway_exec::LogStream;
 use slipway_store::Database;
@@ -29,6 +30,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::Error;
 use crate::engine::{Effect, Event, Limits, Machine, Plan, TaskRecord};
 use crate::entity::Run;
+use crate::heap;
 use crate::launch::{AttemptId, Launcher};
 use crate::model::{Artifact, RunState, TaskPath};
 use crate::repo;
@@ -150,6 +152,7 @@ async fn carry_out(
     let (is_retry, is_canceling) = (is_retry(&run, reason, &records), run.state == RunState::Canceling);
     let machine_info = Arc::clone(&info);
     let begin = move || {
+        let bytes = document.spec.encoded_len();
         let (plan, info, now) = (Arc::new(Plan::new(Arc::new(document))?), machine_info, now_ms());
         let (mut machine, mut effects) = if is_retry {
             Machine::retry(plan, info, parameters, limits, records, now)
@@ -161,6 +164,7 @@ async fn carry_out(
         if is_canceling {
             effects.extend(machine.apply(Event::Cancel, now));
         }
+        heap::release_after(bytes);
         Ok::<_, Error>((machine, effects))
     };
     // It ends with the server.

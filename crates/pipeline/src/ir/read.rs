@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value};
 use serde_saphyr::options::AliasLimits;
@@ -15,6 +16,7 @@ use super::ml_pipelines::{PipelineConfig, PipelineDeploymentConfig, PipelineSpec
 use super::tree::{Content, Node, Place};
 use super::{descriptors, validate};
 use crate::error::Error;
+use crate::heap;
 use crate::value::is_within;
 
 /// Maximum bytes of a file.
@@ -49,7 +51,9 @@ pub fn read(text: &str) -> Result<Document, Error> {
     if text.len() > MAX_BYTES {
         return Err(Error::Specification(format!("the file has {} bytes; the limit is {MAX_BYTES}", text.len())));
     }
-    document(parse(text)?)
+    let document = document(parse(text)?)?;
+    heap::release_after(document.spec.encoded_len());
+    Ok(document)
 }
 
 /// Reads and validates a pipeline in the form in which clients send it: the specification, or an object with the fields `pipeline_spec`
@@ -59,7 +63,9 @@ pub fn read(text: &str) -> Result<Document, Error> {
 /// [`Error::Specification`] with all faults, one per line, as `PATH: REASON`.
 pub fn read_json(value: Value) -> Result<Document, Error> {
     check_size(&value)?;
-    document(vec![Node::from(value)])
+    let document = document(vec![Node::from(value)])?;
+    heap::release_after(document.spec.encoded_len());
+    Ok(document)
 }
 
 /// Fails for a value that is too large or too deep, which the reader of YAML finds by itself.

@@ -46,6 +46,9 @@ impl From<&Launch> for AttemptId {
 
 /// Executes attempts of tasks.
 pub trait Launcher: std::fmt::Debug + Send + Sync {
+    /// Does what an attempt needs and what has no effect if it is never executed, while its start is being recorded. Best effort:
+    /// [`Launcher::execute`] does the rest. Must be fast.
+    fn prepare(&self, _launch: &Launch) {}
     /// Executes an attempt and waits for its end. An attempt that an earlier process started is not started again: the future waits for
     /// the end of that one. Dropping the future does not stop the attempt.
     fn execute(&self, launch: Launch) -> BoxFuture<'static, Outcome>;

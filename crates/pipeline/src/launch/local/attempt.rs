@@ -4,10 +4,16 @@
 //! RUN/workspace                        the workspace of the run
 //! RUN/TASK/1/launch.json               where the inputs and outputs of the attempt are
 //! RUN/TASK/1/{lock,started,stop,process.json,end.json,log}   the supervisor's (slipway_exec::local::supervisor)
-//! RUN/TASK/1/{work,tmp,packages,outputs,volumes,program}     folders of the program
+//! RUN/TASK/1/{work,tmp,volumes}        folders of the program
+//! RUN/TASK/1/packages                  the component's module, and what the step installs itself
+//! RUN/TASK/1/output-NAME               the files of output parameters
+//! RUN/TASK/1/executor_output.json      how the program describes its outputs; beside its output artifacts, if it has any on this machine
 //! RUN/TASK/1/{inputs,delivered}        copies of inputs in buckets, and outputs that are delivered to one
 //! RUN/TASK/1/container                 id of the container, if the step is run by a container engine
 //! ```
+//!
+//! There are no more files and folders than necessary: creating one takes up to a millisecond of a processor, and a pipeline may have
+//! thousands of steps.
 
 use std::path::{Path, PathBuf};
 
@@ -60,6 +66,11 @@ impl Attempt {
         std::fs::rename(temporary, self.path(name))
     }
 
+    /// Creates the folders of the program.
+    pub(super) fn create_folders(&self) -> std::io::Result<()> {
+        ["work", "tmp", "packages"].iter().try_for_each(|folder| std::fs::create_dir_all(self.path(folder)))
+    }
+
     /// Where the inputs and outputs are: as recorded by the first call for this attempt.
     ///
     /// # Errors
@@ -71,9 +82,7 @@ impl Attempt {
         }
         let paths = self.new_paths(launch, artifacts)?;
         let io = |error: std::io::Error| format!("creating the folders of the attempt: {error}");
-        for folder in ["work", "tmp", "packages", "outputs", "program"] {
-            std::fs::create_dir_all(self.path(folder)).map_err(io)?;
-        }
+        self.create_folders().map_err(io)?;
         for folder in [Path::new(&paths.executor_output).parent(), paths.workspace.as_deref().map(Path::new)] {
             folder.map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
         }
@@ -95,7 +104,10 @@ impl Attempt {
         let remote = buckets::is_bucket(&run.pipeline_root)
             .then(|| format!("{}/{below_root}", run.pipeline_root.trim_end_matches('/')));
         let outputs = if remote.is_some() { self.path("delivered") } else { artifacts.join(&below_root) };
-        let description = if remote.is_some() { &self.folder } else { &outputs };
+        let declared = launch.component.output_definitions.as_ref();
+        let has_artifacts = declared.is_some_and(|declared| !declared.artifacts.is_empty());
+        // The SDK derives the places of artifacts that a program chooses itself from that of the description.
+        let description = if has_artifacts && remote.is_none() { &outputs } else { &self.folder };
         let mut paths = Paths { executor_output: text(description.join("executor_output.json"))?, ..Paths::default() };
         if let Some(run) = self.folder.ancestors().nth(2) {
             paths.workspace = Some(text(run.join("workspace"))?);
@@ -111,14 +123,13 @@ impl Attempt {
             let places = list.iter().enumerate().map(place).collect::<Result<_, String>>()?;
             paths.input_artifacts.insert(name.clone(), places);
         }
-        let declared = launch.component.output_definitions.as_ref();
         for name in declared.iter().flat_map(|outputs| outputs.artifacts.keys()) {
             let path = text(outputs.join(file_name(name)))?;
             let uri = remote.as_ref().map_or_else(|| path.clone(), |root| format!("{root}/{}", file_name(name)));
             paths.output_artifacts.insert(name.clone(), Place { path, uri });
         }
         for name in declared.iter().flat_map(|outputs| outputs.parameters.keys()) {
-            paths.output_parameters.insert(name.clone(), text(self.path("outputs").join(file_name(name)))?);
+            paths.output_parameters.insert(name.clone(), text(self.path(&format!("output-{}", file_name(name))))?);
         }
         Ok(paths)
     }

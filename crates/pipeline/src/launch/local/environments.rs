@@ -9,8 +9,8 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use parking_lot::Mutex;
@@ -24,6 +24,8 @@ use super::programs;
 
 /// Timeout of one `pip install`.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(1800);
+/// Interval at which the use of an environment is recorded.
+const USE_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum bytes of an installer's output in an error.
 const MAX_ERROR_BYTES: usize = 2000;
 /// The file that marks a complete environment.
@@ -69,9 +71,22 @@ pub(super) struct Environment {
     pub(super) note: Option<String>,
     /// Held while a worker is started.
     pub(super) start: tokio::sync::Mutex<()>,
+    /// When its use was last recorded.
+    used: Mutex<Instant>,
 }
 
 impl Environment {
+    /// Whether it still exists. Records from time to time that it is used, for the removal of unused environments.
+    fn renew(&self) -> bool {
+        let record = self.folder.join(RECORD);
+        let mut used = self.used.lock();
+        if used.elapsed() < USE_INTERVAL {
+            return record.exists();
+        }
+        *used = Instant::now();
+        File::options().append(true).open(record).and_then(|file| file.set_modified(SystemTime::now())).is_ok()
+    }
+
     /// The folder of its programs.
     pub(super) fn programs(&self) -> PathBuf {
         self.venv().join("bin")
@@ -86,7 +101,8 @@ type Pending = Shared<BoxFuture<'static, Result<Arc<Environment>, String>>>;
 
 #[derive(Debug, Default)]
 struct State {
-    ready: HashMap<String, Weak<Environment>>,
+    /// The environments that this process has used. One that something else refers to is in use.
+    ready: HashMap<String, Arc<Environment>>,
     pending: HashMap<String, Pending>,
 }
 
@@ -116,8 +132,8 @@ impl Environments {
         let key = request.key();
         let pending = {
             let mut state = self.state.lock();
-            if let Some(found) = state.ready.get(&key).and_then(Weak::upgrade) {
-                return Ok(found);
+            if let Some(found) = state.ready.get(&key).filter(|found| found.renew()) {
+                return Ok(Arc::clone(found));
             }
             let create = || self.creation(key.clone(), request.clone());
             state.pending.entry(key.clone()).or_insert_with(create).clone()
@@ -132,7 +148,7 @@ impl Environments {
             let mut state = this.state.lock();
             state.pending.remove(&key);
             if let Ok(environment) = &created {
-                state.ready.insert(key, Arc::downgrade(environment));
+                state.ready.insert(key, Arc::clone(environment));
             }
             drop(state);
             created
@@ -169,7 +185,8 @@ impl Environments {
         };
         // The time of the last use, for the removal of unused environments. Best effort.
         let _ = File::options().append(true).open(folder.join(RECORD)).and_then(|f| f.set_modified(SystemTime::now()));
-        Ok(Environment { folder, note: record.note, start: tokio::sync::Mutex::default() })
+        let used = Mutex::new(Instant::now());
+        Ok(Environment { folder, note: record.note, start: tokio::sync::Mutex::default(), used })
     }
 
     /// Creates an environment in a folder. Returns a note for the log of its steps.
@@ -280,12 +297,13 @@ impl Environments {
             return Ok(());
         }
         // No step of this process can begin to use it while the state is locked and its record is deleted.
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let folder = self.folder.join(key);
-        let is_held = state.ready.get(key).is_some_and(|environment| environment.strong_count() > 0);
+        let is_held = state.ready.get(key).is_some_and(|environment| Arc::strong_count(environment) > 1);
         if is_held || state.pending.contains_key(key) || super::workers::has_worker(&folder) {
             return Ok(());
         }
+        state.ready.remove(key);
         std::fs::remove_file(folder.join(RECORD))?;
         drop(state);
         std::fs::remove_dir_all(&folder)

@@ -400,6 +400,11 @@ fn last_output(log: &Path) -> String {
 }
 
 impl Launcher for LocalLauncher {
+    fn prepare(&self, launch: &Launch) {
+        // What fails here fails again when the attempt is executed, and is reported then.
+        let _ = Attempt::new(&self.inner.settings.folder, &launch.into()).create_folders();
+    }
+
     fn execute(&self, launch: Launch) -> BoxFuture<'static, Outcome> {
         let inner = Arc::clone(&self.inner);
         async move { inner.execute(&launch).await }.boxed()

@@ -24,7 +24,7 @@ use crate::platform::{PodSettings, pod_settings};
 /// The module that executes lightweight Python components.
 const EXECUTOR_MODULE: &str = "kfp.dsl.executor_main";
 /// The file with the code of a lightweight component. Its name is the name of the component's module.
-const COMPONENT_FILE: &str = "program/ephemeral_component.py";
+const COMPONENT_FILE: &str = "packages/ephemeral_component.py";
 /// The prefix of a requirement on the SDK.
 const SDK: &str = "kfp";
 

@@ -3,9 +3,10 @@
 Started as `python -I worker.py SOCKET IDLE_SECONDS [MODULE ...]` in the folder of the socket. Its standard input is a locked file, which
 shows that it is alive. It writes one line to standard output when it accepts connections; the server that started it holds the other end
 of that pipe as long as it runs, and without it the worker exits soon after its last step. A client sends one request, a line of JSON, and
-the connection is closed when the step has ended, or if it was not started. The files of an attempt are those of `slipway supervise`
-(slipway_exec::local::supervisor): `lock` is locked while the supervisor is alive, the creation of `started` claims the start,
-`process.json` and `end.json` record the processes and the end.
+the connection is closed when the end of the step is recorded, or if it was not started. The files of an attempt are those of
+`slipway supervise` (slipway_exec::local::supervisor): `lock` is locked while the supervisor is alive, the creation of `started` claims the
+start, `process.json` and `end.json` record the processes and the end. Between its start and `process.json`, the kernel ends the program
+if its supervisor ends.
 
 The processes of the next step, its supervisor and its program, are forked while no step waits for them. They have done nothing but wait, and
 serve exactly one step.
@@ -18,10 +19,11 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import importlib.machinery
+import importlib.util
 import json
 import logging
 import os
-import runpy
 import select
 import signal
 import socket
@@ -29,14 +31,18 @@ import sys
 import tempfile
 import threading
 import time
+import types
 
 MAX_REQUEST_BYTES = 64 << 20
 REQUEST_TIMEOUT_SECONDS = 10
 LOG_CHECK_SECONDS = 0.25
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 OOM_SCORE_OF_STEPS = "500"  # the kernel ends a step rather than the server
 MAX_KILL_ROUNDS = 1000
 ORPHAN_SECONDS = 3  # in which the next server can take over an idle worker
+# The module that executes lightweight components.
+EXECUTOR = "kfp.dsl.executor_main"
 # What the SDK writes in front of the code of a lightweight component, and the smallest component.
 REHEARSAL = """
 import kfp
@@ -51,6 +57,8 @@ def rehearse(number: int) -> int:
 REHEARSALS = 8
 
 LIBC = ctypes.CDLL(None)
+# Specifications and code of modules that are executed as programs.
+CODES = {}
 
 
 def main():
@@ -122,6 +130,7 @@ def main():
 def rehearse():
     """Executes the smallest component in this process, and restores what that changes."""
     output, arguments, path, modules = sys.stdout, sys.argv, list(sys.path), set(sys.modules)
+    main_module = sys.modules["__main__"]
     handlers, level = list(logging.root.handlers), logging.root.level
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:
         with open(os.path.join(folder, "rehearsal.py"), "w") as file:
@@ -133,8 +142,9 @@ def rehearse():
                     "--function_to_execute", "rehearse"]
         try:
             for _ in range(REHEARSALS):
-                runpy.run_module("kfp.dsl.executor_main", run_name="__main__", alter_sys=True)
+                execute_module(EXECUTOR)
         finally:
+            sys.modules["__main__"] = main_module
             sys.stdout, sys.argv, sys.path[:] = output, arguments, path
             logging.root.handlers[:] = handlers
             logging.root.setLevel(level)
@@ -178,7 +188,7 @@ def supervise(listener, taken, kept):
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
-    set_subreaper()
+    process_control(PR_SET_CHILD_SUBREAPER, 1)  # else processes that leave the group of the program outlive it
     start, go = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -186,6 +196,8 @@ def supervise(listener, taken, kept):
             os.close(descriptor)
         execute(start)
     os.close(start)
+    born = start_ticks(pid)
+    touch()
     connection = accept(listener, kept)
     if connection is None:
         os._exit(0)
@@ -193,9 +205,9 @@ def supervise(listener, taken, kept):
     for descriptor in (listener.detach(), taken, kept):
         os.close(descriptor)
     try:
-        request = receive(connection)
-        attempt = request["attempt"]
-        os.chdir(attempt)
+        text = receive(connection)
+        request = json.loads(text)
+        os.chdir(request["attempt"])
         lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(os.open("started", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
@@ -211,15 +223,25 @@ def supervise(listener, taken, kept):
     except OSError as error:
         record("end.json", {"since": None, "at": now(), "how": {"NotStarted": f"cannot start the step: {error}"}})
         os._exit(0)
-    record("process.json", {"supervisor": os.getpid(), "program": pid, "born": start_ticks(pid), "since": since})
-    # The program ends if this process ends before the whole request has been sent.
-    with open(go, "w") as file:
-        json.dump(request, file)
+    # The program ends if this process ends before the whole request has been sent, and is killed if it ends later.
+    with open(go, "wb", buffering=0) as file:
+        while text:
+            text = text[file.write(text):]
+    record("process.json", {"supervisor": os.getpid(), "program": pid, "born": born, "since": since})
     how = wait(pid, log, request)
     kill_descendants(pid)
     shorten(log, request["log_limit"])
     record("end.json", {"since": since, "at": now(), "how": how})
+    connection.close()  # now, because the end of this process takes a while
     os._exit(0)
+
+
+def touch():
+    """Uses what a step needs: the memory that is shared with the worker is copied when it is used, and no step waits for that now."""
+    with open(os.devnull, "r+") as file:
+        json.dump(json.loads('{"text": ["text", 1, null]}'), file)
+        file.flush()
+        file.read()
 
 
 def accept(listener, kept):
@@ -238,6 +260,7 @@ def accept(listener, kept):
 
 
 def receive(connection):
+    """A request: a line of JSON."""
     connection.settimeout(REQUEST_TIMEOUT_SECONDS)
     text = bytearray()
     while not text.endswith(b"\n"):
@@ -245,11 +268,12 @@ def receive(connection):
         if not part or len(text) > MAX_REQUEST_BYTES:
             raise ValueError("the request is incomplete or too large")
         text += part
-    return json.loads(text)
+    return text
 
 
 def execute(start):
     """The program of a step: what `python3 -m MODULE ARGUMENTS` does in a new interpreter."""
+    process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -257,9 +281,13 @@ def execute(start):
         score.write(OOM_SCORE_OF_STEPS)
     if "numpy" in sys.modules:  # otherwise all steps would draw the same random numbers
         sys.modules["numpy"].random.seed()
+    last = list(sys.modules.values())[-1]
+    os.environ.clear()
+    sys.stdout.reconfigure(line_buffering=True)
+    touch()
     with open(start) as file:
         text = file.read()
-    if not text.endswith("}"):
+    if not text.endswith("\n"):
         os._exit(0)
     request = json.loads(text)
     log = os.open(os.path.join(request["attempt"], "log"), os.O_WRONLY | os.O_APPEND)
@@ -267,35 +295,61 @@ def execute(start):
     os.dup2(log, 2)
     os.closerange(3, 256)
     os.chdir(request["folder"])
-    os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
-    sys.stdout.reconfigure(line_buffering=True)
     paths = request["environment"].get("PYTHONPATH", "")
     sys.path[:0] = [request["folder"]] + [path for path in paths.split(os.pathsep) if path]
     sys.argv = [request["module"]] + request["arguments"]
     code = 0
+    keep_no_bytecode(request["attempt"])
     try:
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        execute_module(request["module"])
     except SystemExit as exit:
         code = exit.code
         if code is not None and not isinstance(code, int):
             print(code, file=sys.stderr)
             code = 1
     except BaseException as error:
-        # Without the frame of this file, the traceback is that of a new interpreter.
-        error.with_traceback(error.__traceback__.tb_next)
+        # Without the frames of this file, the traceback is that of a new interpreter.
+        error.with_traceback(error.__traceback__.tb_next.tb_next)
         sys.excepthook(type(error), error, error.__traceback__)
         code = 1
-    finish(code or 0, request["attempt"])
+    finish(code or 0, request["attempt"], last)
 
 
-def finish(code, attempt):
-    """Ends the program as an interpreter does, but leaves the memory that it shares with the worker alone, which would be copied."""
+def execute_module(name):
+    """Executes a module as the program, with the arguments in `sys.argv`. Its code is found and read once, before the first step."""
+    if name not in CODES:
+        found = importlib.util.find_spec(name)
+        CODES[name] = (found, found.loader.get_code(name))
+    spec, code = CODES[name]
+    module = types.ModuleType("__main__")
+    module.__spec__, module.__loader__, module.__package__, module.__file__ = spec, spec.loader, spec.parent, spec.origin
+    module.__cached__ = spec.cached
+    sys.modules["__main__"] = module
+    sys.argv[0] = spec.origin
+    exec(code, vars(module))
+
+
+def keep_no_bytecode(folder):
+    """Writes no bytecode of modules in a folder, which are imported only once."""
+    loader = importlib.machinery.SourceFileLoader
+    write = loader.set_data
+
+    def set_data(self, path, data, **options):
+        if not path.startswith(folder):
+            write(self, path, data, **options)
+
+    loader.set_data = set_data
+
+
+def finish(code, attempt, last):
+    """Ends the program as an interpreter does, but leaves the memory that it shares with the worker alone, which would be copied. `last` is
+    the last module that was imported before the step."""
     threading._shutdown()
     atexit._run_exitfuncs()
     # Files that the component left open are written when their objects are deleted.
-    for module in list(sys.modules.values()):
+    for module in imported_after(last):
         if str(getattr(module, "__file__", "")).startswith(attempt):
             vars(module).clear()
     gc.collect()
@@ -305,6 +359,18 @@ def finish(code, attempt):
         except (OSError, ValueError):
             pass
     os._exit(code & 0xFF)
+
+
+def imported_after(last):
+    """The modules that were imported after one. The others are not touched."""
+    names = sys.modules if hasattr(sys.modules, "__reversed__") else list(sys.modules)  # Python 3.7
+    modules = []
+    for name in reversed(names):
+        module = sys.modules[name]
+        if module is last:
+            break
+        modules.append(module)
+    return modules
 
 
 def wait(pid, log, request):
@@ -361,10 +427,11 @@ def kill_group(group, number):
         pass
 
 
-def set_subreaper():
+def process_control(option, value):
+    """`prctl(2)`; nothing where the system has none."""
     try:
-        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    except AttributeError:  # then processes that leave the group of the program outlive it
+        LIBC.prctl(option, value, 0, 0, 0)
+    except AttributeError:
         pass
 
 
