@@ -81,7 +81,8 @@ pub(super) fn updated(
         return Err(bad_request(message));
     }
     if !new.metadata.uid.is_empty() && new.metadata.uid != old.metadata.uid {
-        let group = if resource.group.is_empty() { String::new() } else { format!("{}/", resource.group) };
+        let group = resource.group_resource().group;
+        let group = if group.is_empty() { group } else { group + "/" };
         let detail = format!(
             "StorageError: invalid object, Code: 4, Key: /registry/{group}{}/{}, ResourceVersion: 0, AdditionalErrorMsg: \
              Precondition failed: UID in precondition: {}, UID in object meta: {}",
@@ -179,7 +180,7 @@ pub(super) fn imported(resource: &Resource, mut object: Object) -> Object {
 /// Checks the metadata and the fields of an object, and the difference from the object that it replaces.
 fn faults(resource: &Resource, new: &Object, old: Option<&Object>) -> Vec<FieldError> {
     let mut errors = metadata_errors(&new.metadata, resource.names);
-    if resource.group.is_empty() {
+    if !resource.is_custom {
         errors.extend(finalizer_errors(&new.metadata));
     }
     if resource.namespaced {
