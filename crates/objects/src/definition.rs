@@ -90,7 +90,7 @@ impl Definition {
             schema: version.schema.schema.clone(),
             columns: std::iter::once(Column::of_names()).chain(printed).collect(),
             selectable: &[],
-            other_form: None,
+            conversion: None,
             rules,
         }
     }

@@ -53,30 +53,17 @@ pub struct Resource {
     pub columns: Vec<Column>,
     /// Fields that selectors can use in addition to the name and namespace.
     pub selectable: &'static [SelectableField],
-    /// Another resource with the same objects; `None` for most.
-    pub other_form: Option<OtherForm>,
+    /// How objects are stored as those of another resource, which has the same objects; `None` if they are stored as they are.
+    pub conversion: Option<Conversion>,
     /// The rules of the kind.
     pub rules: Rules,
 }
 
-/// Another resource with the same objects, whose fields have other names. Each of the two resources refers to the other one.
-#[derive(Debug, Clone, Copy)]
-pub struct OtherForm {
-    /// The API group of the other resource; empty for the core group.
-    pub group: &'static str,
-    /// The `apiVersion` of objects in the other form.
-    pub api_version: &'static str,
-    /// The name there of a field with a name here.
-    pub there: fn(&str) -> &str,
-    /// The name here of a field with a name there.
-    pub here: fn(&str) -> &str,
-    /// How objects are stored in the other form; `None` if they are stored in this one.
-    pub conversion: Option<Conversion>,
-}
-
-/// How objects are converted to the form in which they are stored.
+/// How objects are stored as those of another resource, whose plural name and kind are the same.
 #[derive(Debug, Clone, Copy)]
 pub struct Conversion {
+    /// The API group of the other resource; empty for the core group.
+    pub group: &'static str,
     /// From this form to the stored one.
     pub to_stored: fn(&mut Object),
     /// From the stored form to this one.
@@ -234,7 +221,7 @@ impl Resource {
             schema: Schema::default(),
             columns: Vec::new(),
             selectable: &[],
-            other_form: None,
+            conversion: None,
             rules: Rules::default(),
         }
     }
@@ -244,23 +231,18 @@ impl Resource {
         if self.is_custom { Patch::CUSTOM_MEDIA_TYPES } else { Patch::MEDIA_TYPES }
     }
 
-    /// The name under which objects are stored, unique over all groups: `configmaps` or `runs.slipway.dev`. Messages about objects have it,
-    /// too.
+    /// The resource in its group: `configmaps` or `runs.slipway.dev`.
     pub fn group_resource(&self) -> GroupResource {
+        GroupResource { group: self.group.to_owned(), resource: self.plural.to_owned() }
+    }
+
+    /// The resource as which objects are stored, unique over all groups.
+    pub fn stored_as(&self) -> GroupResource {
         GroupResource { group: self.stored_group().to_owned(), resource: self.plural.to_owned() }
     }
 
-    /// The group of the resource as which objects are stored.
     fn stored_group(&self) -> &'static str {
-        match &self.other_form {
-            Some(OtherForm { group, conversion: Some(_), .. }) => group,
-            _ => self.group,
-        }
-    }
-
-    /// How objects are converted to the form in which they are stored; `None` if they are stored as they are.
-    pub fn conversion(&self) -> Option<&Conversion> {
-        self.other_form.as_ref()?.conversion.as_ref()
+        self.conversion.as_ref().map_or(self.group, |conversion| conversion.group)
     }
 
     /// `v1` or `slipway.dev/v1`.

@@ -154,7 +154,7 @@ mod tests {
     fn every_resource_requires_a_permission_of_its_own_name_and_pods_that_of_runs() {
         for resource in kinds::registry().resources() {
             let access = access_resource(resource).unwrap();
-            let stored = resource.group_resource();
+            let stored = resource.stored_as();
             let is_same = (access.group(), access.name()) == (&*stored.group, &*stored.resource);
             assert!(is_same || (resource.plural, access) == ("pods", AccessResource::Runs), "{resource:?}");
         }

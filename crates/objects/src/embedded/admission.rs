@@ -81,8 +81,7 @@ pub(super) fn updated(
         return Err(bad_request(message));
     }
     if !new.metadata.uid.is_empty() && new.metadata.uid != old.metadata.uid {
-        let group = resource.group_resource().group;
-        let group = if group.is_empty() { group } else { group + "/" };
+        let group = if resource.group.is_empty() { String::new() } else { format!("{}/", resource.group) };
         let detail = format!(
             "StorageError: invalid object, Code: 4, Key: /registry/{group}{}/{}, ResourceVersion: 0, AdditionalErrorMsg: \
              Precondition failed: UID in precondition: {}, UID in object meta: {}",

@@ -40,7 +40,7 @@ impl Codec {
     pub(super) fn encode(&self, resource: &Resource, key: &Key, object: &Object) -> Result<Vec<u8>, Error> {
         let mut object = object.clone();
         object.metadata.resource_version.clear();
-        if let Some(conversion) = resource.conversion() {
+        if let Some(conversion) = &resource.conversion {
             (conversion.to_stored)(&mut object);
         }
         let json = object.to_json();
@@ -59,7 +59,7 @@ impl Codec {
             Some(sealer) => Encoded::from_stored(resource, &sealer.open(&stored.key, &stored.body)?, version),
             None => Encoded::from_stored(resource, &stored.body, version),
         };
-        match resource.conversion() {
+        match &resource.conversion {
             None => text,
             Some(conversion) => {
                 let mut object = text?.into_object()?;

@@ -49,7 +49,7 @@ impl Watch {
         // A state that cannot be read is not shown; reading the object itself reports the error.
         let shown = |state: &Option<Arc<Encoded>>| {
             let state = state.as_ref()?;
-            let Some(conversion) = self.resource.conversion() else { return Some(Arc::clone(state)) };
+            let Some(conversion) = &self.resource.conversion else { return Some(Arc::clone(state)) };
             let mut object = state.object().ok()?.clone();
             (conversion.from_stored)(&mut object);
             Some(Arc::new(Encoded::from(object)))
@@ -155,7 +155,7 @@ impl Embedded {
         };
         let watch = Watch {
             store: self.clone(),
-            stored_as: resource.group_resource().to_string(),
+            stored_as: resource.stored_as().to_string(),
             resource,
             selection,
             cursor,

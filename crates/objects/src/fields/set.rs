@@ -176,16 +176,6 @@ impl Set {
         Self(self.0.iter().map(complete).collect())
     }
 
-    /// The set with other names of the fields with which paths begin.
-    #[must_use]
-    pub(super) fn renamed(self, name: fn(&str) -> &str) -> Self {
-        let rename = |(element, node): (Element, Node)| match &element {
-            Element::Field(field) => (Element::field(name(field)), node),
-            _ => (element, node),
-        };
-        Self(self.0.into_iter().map(rename).collect())
-    }
-
     /// The paths that begin with a field.
     #[must_use]
     pub(super) fn only(mut self, field: &str) -> Self {

@@ -149,7 +149,6 @@ impl Tracker<'_> {
         let before = fields_of(live.unwrap_or(&self.empty()));
         self.record(&before, &fields_of(new), &mut managers, id);
         managers.cap();
-        self.restore_names(&mut managers);
         new.metadata.managed_fields = managers.encode();
     }
 
@@ -180,26 +179,13 @@ impl Tracker<'_> {
         Comparison { removed, modified, added }
     }
 
-    /// Drops managers of versions that do not exist, and adapts the fields of the others to the schema. Fields of managers that wrote the
-    /// other form of the object get their names in this one.
+    /// Drops managers of versions that do not exist, and adapts the fields of the others to the schema.
     fn reconcile(&self, managers: &mut Managers) {
         let version = self.resource.api_version();
         managers.0.retain(|_, owned| {
-            let other = self.resource.other_form.as_ref().filter(|other| other.api_version == owned.api_version);
-            if let Some(other) = other {
-                owned.set = std::mem::take(&mut owned.set).renamed(other.here);
-            }
             reconcile(&mut owned.set, self.root());
-            owned.api_version == version || other.is_some()
+            owned.api_version == version
         });
-    }
-
-    /// Undoes what [`Self::reconcile`] does to the names of fields.
-    fn restore_names(&self, managers: &mut Managers) {
-        let Some(other) = &self.resource.other_form else { return };
-        for owned in managers.0.values_mut().filter(|owned| owned.api_version == other.api_version) {
-            owned.set = std::mem::take(&mut owned.set).renamed(other.there);
-        }
     }
 
     /// The object and its managers after a configuration was applied. Without `live`, the object does not exist yet.
@@ -233,7 +219,6 @@ impl Tracker<'_> {
             Failure::Other(error) => error,
             Failure::Conflicts(conflicts) => Error::ApplyConflict(described(conflicts)),
         })?;
-        self.restore_names(&mut outcome.managers);
         if self.manager == last_applied::MANAGER {
             last_applied::refresh(&mut outcome.object, &live_fields, configuration);
         }

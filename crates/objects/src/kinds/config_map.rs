@@ -39,7 +39,7 @@ pub(super) fn resource() -> Resource {
         schema: embedded_schema(include_str!("../../schemas/config_map.json")),
         columns: vec![Column::of_names(), data, age_column()],
         selectable: &[],
-        other_form: None,
+        conversion: None,
         rules: Rules { validate, ..Rules::default() },
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use slipway_access::{Decision, Refusal, Resource as AccessResource, Verb};
 use slipway_objects::embedded::Embedded;
-use slipway_objects::error::{FieldError, GroupResource, RequestOptions, json_error};
+use slipway_objects::error::{FieldError, RequestOptions, json_error};
 use slipway_objects::name::{manager_errors, manager_of_user_agent};
 use slipway_objects::patch::Patch;
 use slipway_objects::resource::FieldValidation;
@@ -146,9 +146,7 @@ impl Call {
     /// Checks that the caller may do this with the resource in the namespace of the path.
     pub(super) async fn authorize(&self, target: &Target, verb: Verb) -> Result<(), Failure> {
         let namespace = Some(self.namespace.as_str()).filter(|namespace| !namespace.is_empty());
-        let Resource { group, plural, .. } = *target.resource;
-        let requested = GroupResource { group: group.to_owned(), resource: plural.to_owned() };
-        let refused = |refusal| Failure::refused(refusal, &requested, &self.name);
+        let refused = |refusal| Failure::refused(refusal, &target.resource.group_resource(), &self.name);
         self.decision.authorize(verb, target.access, namespace).await.map_err(refused)
     }
 

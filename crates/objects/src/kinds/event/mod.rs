@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use self::form::{field, part, text};
 use crate::name::NameForm;
 use crate::object::Object;
-use crate::resource::{Cell, Column, Conversion, OtherForm, Resource, Rules, embedded_schema};
+use crate::resource::{Cell, Column, Conversion, Resource, Rules, embedded_schema};
 use crate::table::age;
 
 /// How long an event is retained, in milliseconds.
@@ -56,13 +56,7 @@ pub(super) fn core() -> Resource {
             }),
             ("type", |event| text(event, "type").to_owned()),
         ],
-        other_form: Some(OtherForm {
-            group: "events.k8s.io",
-            api_version: form::GROUPED,
-            there: form::grouped_name,
-            here: form::core_name,
-            conversion: None,
-        }),
+        conversion: None,
         rules: Rules { fill: form::fill_core, validate: rules::validate_core, ..Rules::default() },
     }
 }
@@ -87,13 +81,7 @@ pub(super) fn grouped() -> Resource {
             ("reportingController", |event| text(event, "reportingComponent").to_owned()),
             ("type", |event| text(event, "type").to_owned()),
         ],
-        other_form: Some(OtherForm {
-            group: "",
-            api_version: form::CORE,
-            there: form::core_name,
-            here: form::grouped_name,
-            conversion: Some(Conversion { to_stored: form::to_core, from_stored: form::from_core }),
-        }),
+        conversion: Some(Conversion { group: "", to_stored: form::to_core, from_stored: form::from_core }),
         rules: Rules { fill: form::fill_grouped, validate: rules::validate_grouped, ..Rules::default() },
         ..resource
     }
