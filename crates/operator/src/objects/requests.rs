@@ -18,6 +18,9 @@ pub(super) const JSON: &str = "application/json";
 /// Maximum bytes of a response: more than a page of the largest objects that etcd stores.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024 * 1024;
 
+/// Maximum bytes of a text in an error.
+const MAX_TEXT_BYTES: usize = 500;
+
 /// The query of a request.
 #[derive(Debug, Default)]
 pub(super) struct Parameters(Vec<(&'static str, String)>);
@@ -155,13 +158,17 @@ fn warnings(headers: &HeaderMap) -> Vec<String> {
 
 /// The error of a response with a failure.
 fn failure(status: StatusCode, body: &[u8]) -> Error {
+    let text = || String::from_utf8_lossy(&body[..body.len().min(MAX_TEXT_BYTES)]).trim().to_owned();
     match serde_json::from_slice::<Status>(body) {
         Ok(reported) => Error::from_status(reported),
-        Err(_) => {
-            // A proxy in between, or an API server that is starting, responds with text.
-            let text = String::from_utf8_lossy(&body[..body.len().min(500)]);
-            Error::Unreachable(format!("HTTP status {status}: {}", text.trim()))
+        // The API server responds with text for groups that it does not have. The message is that of client-go.
+        Err(_) if status == StatusCode::NOT_FOUND => {
+            let message = "the server could not find the requested resource".to_owned();
+            Error::from_status(Status::failure(status.as_u16(), "NotFound", message))
         }
+        Err(_) if status.is_client_error() => Error::from_status(Status::failure(status.as_u16(), "", text())),
+        // A proxy in between, or an API server that is starting.
+        Err(_) => Error::Unreachable(format!("HTTP status {status}: {}", text())),
     }
 }
 
@@ -223,6 +230,8 @@ mod tests {
 
     #[test]
     fn responses_without_a_status_are_kept_as_text() {
+        assert!(failure(StatusCode::NOT_FOUND, b"404 page not found\n").is_not_found());
+        assert_eq!(failure(StatusCode::BAD_REQUEST, b"odd\n").to_string(), "odd");
         let error = failure(StatusCode::BAD_GATEWAY, b"no upstream\n");
         assert_eq!(error.to_string(), "request to the API server failed: HTTP status 502 Bad Gateway: no upstream");
     }
