@@ -433,7 +433,7 @@ mod tests {
         }
 
         #[test]
-        fn written_label_selectors_are_recovered(text in "(a|!b|c=x|d!=y|e in \\(x,z\\)|f notin \\(\\)|g>1|h<-2)(,(a|i=))?") {
+        fn written_label_selectors_are_recovered(text in "(a|!b|c=x|d!=y|e in \\(x,z\\)|f notin \\(\\)|g>1|h<2)(,(a|i=))?") {
             let selector = LabelSelector::parse(&text).unwrap();
             prop_assert_eq!(LabelSelector::parse(&selector.to_string()).unwrap(), selector);
         }
