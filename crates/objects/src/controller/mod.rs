@@ -91,10 +91,15 @@ impl<K: Clone + Eq + Hash + Debug + Send + Sync> ControlLoop<K> {
         (self.reconciled.load(Relaxed), self.failed.load(Relaxed))
     }
 
-    /// Follows the sources and reconciles queued keys, until this future is dropped.
-    pub async fn run(&self, controller: &impl Controller<Key = K>, sources: Vec<Source<'_>>) {
-        // An earlier run may have been dropped during an attempt.
+    /// Follows the sources and reconciles queued keys, until the future is dropped. What is queued before this call is forgotten.
+    pub fn run(&self, controller: &impl Controller<Key = K>, sources: Vec<Source<'_>>) -> impl Future<Output = ()> {
+        // An earlier run may have been dropped during an attempt. Not a part of the future, so that nothing is lost that is queued before it
+        // is polled.
         self.queue.clear();
+        self.follow_and_work(controller, sources)
+    }
+
+    async fn follow_and_work(&self, controller: &impl Controller<Key = K>, sources: Vec<Source<'_>>) {
         let (complete, mut lists) = watch::channel(vec![false; sources.len()]);
         let follow = sources.into_iter().enumerate().map(|(i, source)| {
             let complete = &complete;
