@@ -194,7 +194,8 @@ conformance-kube-api: binary lab-programs $(INFORMERS) $(PEERS)/kfp/.ready
 	programs=$$(dirname "$$(ls -t $(CACHE)/lab/*/kubectl | head -1)"); \
 	conformance/kube-api/run.py --slipway $(SLIPWAY) --kubectl $$programs/kubectl $(call junit,kube-api); \
 	conformance/kube-api/runs.py --slipway $(SLIPWAY) --kubectl $$programs/kubectl $(call junit,kube-api-runs); \
-	conformance/kube-api/compare.py --slipway $(SLIPWAY) --programs $$programs $(call junit,kube-api-compare)
+	conformance/kube-api/compare.py --slipway $(SLIPWAY) --programs $$programs $(call junit,kube-api-compare); \
+	conformance/kube-api/contract.py --slipway $(SLIPWAY) --programs $$programs
 	conformance/kube-api/kills.py --slipway $(SLIPWAY) $(call junit,kube-api-kills)
 	$(PEERS)/kfp/bin/python conformance/kube-api/clients.py --slipway $(SLIPWAY) --informers $(INFORMERS) $(call junit,kube-api-clients)
 

@@ -473,6 +473,71 @@ def events_are_kept(s):
 
 
 @test
+def events_are_the_same_objects_in_both_groups(s):
+    core, grouped = s.path(plural="events"), f"/apis/events.k8s.io/v1/namespaces/{s.namespace}/events"
+    about = {"kind": "ConfigMap", "apiVersion": "v1", "namespace": s.namespace, "name": "a"}
+    event = {"regarding": about, "reason": "Tested", "note": "it was tested", "type": "Normal", "action": "Test", "eventTime": "2026-01-01T00:00:00.000001Z",
+             "reportingController": "slipway.dev/test", "reportingInstance": "test-1"}
+
+    def create(name, **fields):
+        return s.send("POST", grouped + "?fieldManager=recorder", {"metadata": {"name": name}, **event, **fields})
+    s.get("/apis/events.k8s.io")
+    create("e1", related={"kind": "Secret", "name": "s"})
+    create("e1")
+    s.get(f"{core}/e1")
+    s.get(f"{grouped}/e1")
+    series = {"series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}}
+    s.send("PATCH", f"{grouped}/e1?fieldManager=recorder", series, kind=STRATEGIC)
+    s.send("PATCH", f"{core}/e1?fieldManager=other", {"message": "changed", "series": {"count": 3}}, kind=MERGE)
+    s.get(f"{grouped}/e1")
+    s.send("PATCH", f"{grouped}/e1?fieldManager=recorder", {"note": "restored"}, kind=MERGE)
+    for change in ({"regarding": {"name": "b"}}, {"reason": None}, {"type": "Warning"}, {"action": ""}, {"related": None}, {"deprecatedCount": 2},
+                   {"eventTime": "2027-01-01T00:00:00.000000Z"}, {"reportingController": "other.example/x"}, {"series": {"count": 1}},
+                   {"deprecatedSource": {"component": "c"}}, {"metadata": {"labels": {"x": "1"}}}):
+        s.send("PATCH", f"{grouped}/e1?fieldManager=recorder", change, kind=MERGE)
+    for fields in ({"type": "Odd"}, {"eventTime": None}, {"reportingController": ""}, {"reportingController": "not valid"}, {"reportingInstance": "i" * 129},
+                   {"action": ""}, {"reason": "r" * 129}, {"note": "n" * 1025}, {"series": {"count": 1}}, {"deprecatedCount": 1},
+                   {"deprecatedSource": {"component": "c"}}, {"deprecatedFirstTimestamp": "2026-01-01T00:00:00Z"}, {"regarding": {"kind": "Node", "name": "n"}},
+                   {"regarding": {**about, "namespace": "other"}}, {"message": "of the other form"}):
+        create("invalid", **fields)
+        s.send("DELETE", f"{grouped}/invalid", compare=False)
+    old = {"involvedObject": about, "reason": "Tested", "message": "it was tested", "type": "Normal", "source": {"component": "test"}, "count": 1,
+           "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:00Z"}
+    s.send("POST", core, {"metadata": {"name": "e2"}, **old})
+    s.send("POST", core, {"metadata": {"name": "e3"}, **old, "eventTime": "2026-01-01T00:00:00.000000Z"})
+    s.get(f"{grouped}/e2")
+    for selector in ("regarding.name=a,reason=Tested", "regarding.kind!=ConfigMap", "reportingController=slipway.dev/test", "involvedObject.name=a", "source=test"):
+        s.get(grouped + "?" + urllib.parse.urlencode({"fieldSelector": selector}))
+    s.get(grouped)
+    s.get(core)
+    s.get(grouped, accept=TABLE)
+    s.get(grouped, accept=METADATA_LIST)
+    s.get("/apis/events.k8s.io/v1/events?fieldSelector=metadata.namespace%3D" + s.namespace)
+    configuration = {"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e4"}, **event}
+    s.send("PATCH", f"{grouped}/e4?fieldManager=applier", configuration, kind=APPLY)
+    s.get(f"{core}/e4")
+    s.send("PATCH", f"{core}/e4?fieldManager=other", {"message": "changed"}, kind=MERGE)
+    s.send("PATCH", f"{grouped}/e4?fieldManager=applier", configuration, kind=APPLY)
+    s.send("DELETE", f"{grouped}/missing")
+    s.send("DELETE", f"{grouped}/e4")
+    s.get(f"{core}/e4")
+
+
+@test
+def watches_of_events_show_the_form_of_their_group(s):
+    core, grouped = s.path(plural="events"), f"/apis/events.k8s.io/v1/namespaces/{s.namespace}/events"
+    about = {"kind": "ConfigMap", "namespace": s.namespace, "name": "a"}
+    first = s.send("POST", core, {"metadata": {"name": "e1"}, "involvedObject": about, "message": "m", "reason": "R", "type": "Normal"})
+    s.send("POST", grouped, {"metadata": {"name": "e2"}, "regarding": about, "note": "n", "reason": "R", "type": "Normal", "action": "A",
+                             "eventTime": "2026-01-01T00:00:00.000001Z", "reportingController": "slipway.dev/test", "reportingInstance": "i"})
+    s.send("DELETE", f"{core}/e2")
+    start = first["metadata"]["resourceVersion"]
+    for path in (core, grouped):
+        s.watch(f"{path}?watch=1&resourceVersion={start}", lambda event: event["type"] == "DELETED")
+        s.watch(f"{path}?watch=1&resourceVersion={start}&fieldSelector=reason%3DR", lambda event: event["type"] == "DELETED")
+
+
+@test
 def permissions_are_reviewed(s):
     review = {"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1",
               "spec": {"resourceAttributes": {"namespace": s.namespace, "verb": "create", "resource": "configmaps"}}}

@@ -400,6 +400,11 @@ def events_are_described_with_their_object(kubectl):
     assert "Tested" in described and "it was tested" in described, described
     assert kubectl("get", "events", "--no-headers").split()[1:4] == ["Normal", "Tested", "configmap/a"]
     assert kubectl("get", "events", "--field-selector", "reason=Other", "-o", "name") == ""
+    # The same object in the other group.
+    assert kubectl("get", "events.events.k8s.io", "--no-headers").split()[1:4] == ["Normal", "Tested", "configmap/a"]
+    assert kubectl.get("events.v1.events.k8s.io", "a.1")["regarding"]["name"] == "a"
+    explained = kubectl("explain", "events.regarding", "--api-version", "events.k8s.io/v1")
+    assert "GROUP:      events.k8s.io" in explained and "fieldPath" in explained, explained
     wrong = kubectl.fails("get", "events", "--field-selector", "spec.odd=1")
     assert "field label not supported: spec.odd" in wrong, wrong
 

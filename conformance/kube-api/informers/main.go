@@ -1,5 +1,5 @@
 // Informers follows config maps with client-go's shared informers and indexers, as controllers do, and compares what they saw with what was
-// written. It also records an event, and uses the dynamic client with types from discovery.
+// written. It also records events with both recorders, and uses the dynamic client with types from discovery.
 //
 //	informers KUBECONFIG NAMESPACE
 package main
@@ -32,6 +32,7 @@ import (
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/retry"
 )
@@ -183,6 +184,38 @@ func recorded(ctx context.Context, clients kubernetes.Interface, namespace strin
 	})
 }
 
+// noted records an event as new controllers do, through events.k8s.io, and reads it in both groups.
+func noted(ctx context.Context, clients kubernetes.Interface, namespace string) error {
+	object, err := clients.CoreV1().ConfigMaps(namespace).Get(ctx, "refused", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: clients.EventsV1()})
+	defer broadcaster.Shutdown()
+	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
+		return err
+	}
+	recorder := broadcaster.NewRecorder(scheme.Scheme, "slipway.dev/informers")
+	for range 2 { // The second event begins a series.
+		recorder.Eventf(object, nil, corev1.EventTypeNormal, "Noted", "Testing", "it was %s", "noted")
+	}
+	selected := metav1.ListOptions{FieldSelector: "reason=Noted"}
+	if err := until("the event is recorded with a series", func() (bool, error) {
+		found, err := clients.EventsV1().Events(namespace).List(ctx, selected)
+		return err == nil && len(found.Items) == 1 && found.Items[0].Series != nil && found.Items[0].Series.Count == 2, err
+	}); err != nil {
+		return err
+	}
+	found, err := clients.CoreV1().Events(namespace).List(ctx, selected)
+	if err != nil {
+		return err
+	}
+	if len(found.Items) != 1 || found.Items[0].Message != "it was noted" || found.Items[0].InvolvedObject.Name != "refused" {
+		return fmt.Errorf("the core group has other events: %v", found.Items)
+	}
+	return nil
+}
+
 func discovered(ctx context.Context, config *rest.Config, clients kubernetes.Interface, namespace string) error {
 	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(clients.Discovery()))
 	mapping, err := mapper.RESTMapping(schema.GroupKind{Kind: "ConfigMap"}, "v1")
@@ -226,6 +259,9 @@ func run() error {
 	}
 	if err := recorded(ctx, clients, namespace); err != nil {
 		return fmt.Errorf("events: %w", err)
+	}
+	if err := noted(ctx, clients, namespace); err != nil {
+		return fmt.Errorf("events of events.k8s.io: %w", err)
 	}
 	if err := discovered(ctx, config, clients, namespace); err != nil {
 		return fmt.Errorf("discovery: %w", err)

@@ -90,6 +90,7 @@ impl Definition {
             schema: version.schema.schema.clone(),
             columns: std::iter::once(Column::of_names()).chain(printed).collect(),
             selectable: &[],
+            conversion: None,
             rules,
         }
     }

@@ -16,6 +16,7 @@
 //! | [`discovery`], [`openapi`] | documents by which clients find resources and validate objects |
 //! | [`protobuf`] | reads request bodies in Kubernetes' protobuf encoding |
 //! | [`store`] | [`ObjectStore`](store::ObjectStore): what controllers and the API do with objects |
+//! | [`controller`] | the loop of controllers: follows objects, queues what they concern, reconciles it with backoff |
 //! | [`repo`] | all SQL |
 //! | [`seal`] | encryption of secrets at rest |
 //! | [`embedded`] | the store in slipway's own database, its change feed, and the garbage collector |
@@ -23,6 +24,7 @@
 //!
 //! Sources: the Kubernetes API conventions and the behaviour of `kube-apiserver` 1.36.
 
+pub mod controller;
 pub mod definition;
 pub mod discovery;
 pub mod embedded;

@@ -10,8 +10,10 @@ const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// The name of the schema of a kind, as upstream names those of its own kinds.
 fn schema_name(resource: &Resource) -> String {
-    if resource.group.is_empty() {
-        return format!("io.k8s.api.core.{}.{}", resource.version, resource.kind);
+    if !resource.is_custom {
+        // `events` of `events.k8s.io`
+        let group = resource.group.split('.').next().filter(|group| !group.is_empty()).unwrap_or("core");
+        return format!("io.k8s.api.{group}.{}.{}", resource.version, resource.kind);
     }
     let reversed: Vec<&str> = resource.group.rsplit('.').collect();
     format!("{}.{}.{}", reversed.join("."), resource.version, resource.kind)

@@ -107,22 +107,41 @@ const REFERENCE: &[Field] = &[
     text(6, "resourceVersion"),
     text(7, "fieldPath"),
 ];
+const SOURCE: &[Field] = &[text(1, "component"), text(2, "host")];
+const SERIES: &[Field] = &[Field(1, "count", Type::Int, Many::One), time(2, "lastObservedTime")];
 const EVENT: &[Field] = &[
     message(1, "metadata", METADATA),
     message(2, "involvedObject", REFERENCE),
     text(3, "reason"),
     text(4, "message"),
-    message(5, "source", &[text(1, "component"), text(2, "host")]),
+    message(5, "source", SOURCE),
     time(6, "firstTimestamp"),
     time(7, "lastTimestamp"),
     Field(8, "count", Type::Int, Many::One),
     text(9, "type"),
     time(10, "eventTime"),
-    message(11, "series", &[Field(1, "count", Type::Int, Many::One), time(2, "lastObservedTime")]),
+    message(11, "series", SERIES),
     text(12, "action"),
     message(13, "related", REFERENCE),
     text(14, "reportingComponent"),
     text(15, "reportingInstance"),
+];
+const GROUPED_EVENT: &[Field] = &[
+    message(1, "metadata", METADATA),
+    time(2, "eventTime"),
+    message(3, "series", SERIES),
+    text(4, "reportingController"),
+    text(5, "reportingInstance"),
+    text(6, "action"),
+    text(7, "reason"),
+    message(8, "regarding", REFERENCE),
+    message(9, "related", REFERENCE),
+    text(10, "note"),
+    text(11, "type"),
+    message(12, "deprecatedSource", SOURCE),
+    time(13, "deprecatedFirstTimestamp"),
+    time(14, "deprecatedLastTimestamp"),
+    Field(15, "deprecatedCount", Type::Int, Many::One),
 ];
 const DELETE_OPTIONS: &[Field] = &[
     Field(1, "gracePeriodSeconds", Type::OptionalInt, Many::One),
@@ -155,11 +174,12 @@ const RULES_REVIEW: &[Field] = &[message(1, "metadata", METADATA), message(2, "s
 const SUBJECT_REVIEW: &[Field] = &[message(1, "metadata", METADATA)];
 
 /// The fields of a kind.
-fn fields_of(kind: &str) -> Option<&'static [Field]> {
+fn fields_of(api_version: &str, kind: &str) -> Option<&'static [Field]> {
     Some(match kind {
         "ConfigMap" => CONFIG_MAP,
         "Secret" => SECRET,
         "Namespace" => NAMESPACE,
+        "Event" if api_version.starts_with("events.k8s.io/") => GROUPED_EVENT,
         "Event" => EVENT,
         "DeleteOptions" => DELETE_OPTIONS,
         "SelfSubjectAccessReview" => ACCESS_REVIEW,
@@ -314,7 +334,8 @@ pub fn decode(body: &[u8]) -> Result<Value, String> {
             _ => {}
         }
     }
-    let fields = fields_of(&kind).ok_or_else(|| format!("the kind {kind:?} cannot be read in protobuf encoding"))?;
+    let fields = fields_of(&api_version, &kind)
+        .ok_or_else(|| format!("the kind {kind:?} cannot be read in protobuf encoding"))?;
     let mut object = decode_message(raw, fields, 0).ok_or_else(malformed)?;
     object.insert("apiVersion".into(), json!(api_version));
     object.insert("kind".into(), json!(kind));

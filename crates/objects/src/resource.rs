@@ -53,8 +53,21 @@ pub struct Resource {
     pub columns: Vec<Column>,
     /// Fields that selectors can use in addition to the name and namespace.
     pub selectable: &'static [SelectableField],
+    /// How objects are stored as those of another resource, which has the same objects; `None` if they are stored as they are.
+    pub conversion: Option<Conversion>,
     /// The rules of the kind.
     pub rules: Rules,
+}
+
+/// How objects are stored as those of another resource, whose plural name and kind are the same.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversion {
+    /// The API group of the other resource; empty for the core group.
+    pub group: &'static str,
+    /// From this form to the stored one.
+    pub to_stored: fn(&mut Object),
+    /// From the stored form to this one.
+    pub from_stored: fn(&mut Object),
 }
 
 /// A field that selectors can use: its path, and its value in an object.
@@ -185,14 +198,51 @@ impl FieldValidation {
 }
 
 impl Resource {
+    /// A resource of which only the names matter, because an API server has its schema and rules: its group (empty for the core group),
+    /// version, kind, and name in paths.
+    pub fn named(group: &'static str, version: &'static str, kind: &'static str, plural: &'static str) -> Self {
+        Self {
+            group,
+            version,
+            kind,
+            plural,
+            singular: "",
+            short_names: &[],
+            categories: Vec::new(),
+            namespaced: true,
+            is_custom: false,
+            is_read_only: false,
+            has_log: false,
+            has_status: true,
+            counts_generations: false,
+            sealed: false,
+            retention_ms: None,
+            names: NameForm::Subdomain,
+            schema: Schema::default(),
+            columns: Vec::new(),
+            selectable: &[],
+            conversion: None,
+            rules: Rules::default(),
+        }
+    }
+
     /// The media types of patches of its objects, in the order in which the API server lists them.
     pub fn patch_types(&self) -> &'static [&'static str] {
         if self.is_custom { Patch::CUSTOM_MEDIA_TYPES } else { Patch::MEDIA_TYPES }
     }
 
-    /// The name under which objects are stored, unique over all groups: `configmaps` or `runs.slipway.dev`.
+    /// The resource in its group: `configmaps` or `runs.slipway.dev`.
     pub fn group_resource(&self) -> GroupResource {
         GroupResource { group: self.group.to_owned(), resource: self.plural.to_owned() }
+    }
+
+    /// The resource as which objects are stored, unique over all groups.
+    pub fn stored_as(&self) -> GroupResource {
+        GroupResource { group: self.stored_group().to_owned(), resource: self.plural.to_owned() }
+    }
+
+    fn stored_group(&self) -> &'static str {
+        self.conversion.as_ref().map_or(self.group, |conversion| conversion.group)
     }
 
     /// `v1` or `slipway.dev/v1`.
@@ -218,7 +268,12 @@ impl Resource {
 
     /// The error of an object with invalid fields.
     pub fn invalid(&self, name: &str, errors: Vec<FieldError>) -> Error {
-        Error::Invalid { group: self.group.to_owned(), kind: self.kind.to_owned(), name: name.to_owned(), errors }
+        Error::Invalid {
+            group: self.stored_group().to_owned(),
+            kind: self.kind.to_owned(),
+            name: name.to_owned(),
+            errors,
+        }
     }
 
     /// The namespace, name and kind of an object in the messages of a server that is written in Go.

@@ -180,6 +180,27 @@ fn check_value(value: &str) -> Result<(), String> {
     }
 }
 
+impl std::fmt::Display for Requirement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::In(key, values) => write!(f, "{key} in ({})", values.join(",")),
+            Self::NotIn(key, values) => write!(f, "{key} notin ({})", values.join(",")),
+            Self::Exists(key) => f.write_str(key),
+            Self::Absent(key) => write!(f, "!{key}"),
+            Self::Greater(key, than) => write!(f, "{key}>{than}"),
+            Self::Less(key, than) => write!(f, "{key}<{than}"),
+        }
+    }
+}
+
+/// The selector as text; empty if it selects everything.
+impl std::fmt::Display for LabelSelector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let requirements: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&requirements.join(","))
+    }
+}
+
 impl LabelSelector {
     /// Parses a selector such as `app=web,tier in (front, back),!canary`. Empty text selects everything.
     ///
@@ -209,6 +230,11 @@ impl LabelSelector {
             }
         }
         Ok(Self(requirements))
+    }
+
+    /// Selects the objects that have a label, whatever its value.
+    pub fn having(label: &str) -> Self {
+        Self(vec![Requirement::Exists(label.to_owned())])
     }
 
     /// Whether an object with these labels is selected.
@@ -243,6 +269,22 @@ pub struct FieldRequirement {
     pub value: String,
     /// Whether the field has the value.
     pub equal: bool,
+}
+
+impl std::fmt::Display for FieldRequirement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let operator = if self.equal { "=" } else { "!=" };
+        let value = self.value.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\=");
+        write!(f, "{}{operator}{value}", self.field)
+    }
+}
+
+/// The selector as text; empty if it selects everything.
+impl std::fmt::Display for FieldSelector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let requirements: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&requirements.join(","))
+    }
 }
 
 impl FieldSelector {
@@ -385,10 +427,15 @@ mod tests {
         }
 
         #[test]
-        fn escaped_values_are_recovered(value in "[a,=\\\\]{0,8}") {
-            let escaped = value.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\=");
-            let parsed = FieldSelector::parse(&format!("f={escaped}")).unwrap();
-            prop_assert_eq!(&parsed.requirements()[0].value, &value);
+        fn written_field_selectors_are_recovered(value in "[a,=\\\\]{0,8}", equal: bool) {
+            let selector = FieldSelector(vec![FieldRequirement { field: "f".into(), value, equal }]);
+            prop_assert_eq!(FieldSelector::parse(&selector.to_string()).unwrap(), selector);
+        }
+
+        #[test]
+        fn written_label_selectors_are_recovered(text in "(a|!b|c=x|d!=y|e in \\(x,z\\)|f notin \\(\\)|g>1|h<2)(,(a|i=))?") {
+            let selector = LabelSelector::parse(&text).unwrap();
+            prop_assert_eq!(LabelSelector::parse(&selector.to_string()).unwrap(), selector);
         }
     }
 }

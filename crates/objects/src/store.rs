@@ -214,7 +214,7 @@ pub struct DeleteOptions {
 /// The result of a deletion.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Deletion {
-    /// The object was deleted; its last state.
+    /// The object was deleted: its last state, or only its name, namespace and unique id if the store reports no more.
     Deleted(Object),
     /// The object will be deleted once its finalizers are removed.
     Pending(Object),

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use slipway_operator::api::Change;
-use slipway_operator::{Api, KubeError, Resource};
+use slipway_objects::controller::{Change, changes};
+use slipway_objects::store::Selection;
+use slipway_operator::{Api, ApiServer, KubeError, Resource};
 
 const NODE: Resource<'static> = Resource { group: "", version: "v1", kind: "Node", plural: "nodes" };
 const POD: Resource<'static> = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
@@ -38,9 +39,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .await;
     println!("{nodes} nodes");
     let requests = Arc::new(tokio::sync::Semaphore::new(MAX_CONCURRENT_REQUESTS));
-    let mut changes = std::pin::pin!(api.changes(&POD, ""));
+    let mut changes = std::pin::pin!(changes(ApiServer::new(api.clone()), POD.stored(), Selection::default()));
     while let Some(change) = changes.next().await {
         let Change::Applied(pod) = change else { continue };
+        let pod = pod.to_value();
         let hollow = pod["spec"]["nodeName"].as_str().is_some_and(|n| n.starts_with("hollow-"));
         if !hollow || pod["status"]["phase"] != "Pending" || pod["status"]["startTime"].is_string() {
             continue;

@@ -11,8 +11,9 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{
     DeleteParams, DynamicObject, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
 };
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::{ApiResource, GroupVersionKind};
+use kube::core::{ApiResource, GroupVersionKind, WatchEvent};
 use kube::runtime::events::{self, EventType, Recorder, Reporter};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
@@ -41,6 +42,13 @@ pub(crate) const NODE: Resource<'static> = Resource { group: "", version: "v1", 
 /// `v1 Pod`.
 pub(crate) const POD: Resource<'static> = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
 
+impl Resource<'static> {
+    /// The resource as stores of objects know it. Only its names matter, because the API server has its schema.
+    pub fn stored(&self) -> Arc<slipway_objects::Resource> {
+        Arc::new(slipway_objects::Resource::named(self.group, self.version, self.kind, self.plural))
+    }
+}
+
 impl Resource<'_> {
     /// The `apiVersion` of objects: `group/version`, or the version alone in the core group.
     pub fn api_version(&self) -> String {
@@ -62,19 +70,6 @@ pub struct Api {
     pub(crate) reader_tokens: ReaderTokens,
 }
 
-/// An event of a list followed by a watch.
-#[derive(Debug)]
-pub enum Change {
-    /// A list starts. [`Change::Applied`] for every object follows, then [`Change::ListCompleted`].
-    ListStarted,
-    /// The object was listed, created or changed.
-    Applied(Value),
-    /// The object was deleted.
-    Deleted(Value),
-    /// The list is complete. Objects that were not in it have been deleted.
-    ListCompleted,
-}
-
 impl std::fmt::Debug for Api {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Api").finish_non_exhaustive()
@@ -84,13 +79,13 @@ impl std::fmt::Debug for Api {
 /// Maximum bytes of an event's note. The API server rejects longer notes (`NoteLengthLimit` in the validation of `events.k8s.io`).
 const MAX_EVENT_NOTE_BYTES: usize = 1024;
 /// Timeout of one request, without watches and log streams.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a forbidden request waits for the API server to become ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Fails for a name that would not be one segment of the path of a request.
-fn check_name(name: &str) -> Result<(), KubeError> {
+pub(crate) fn check_name(name: &str) -> Result<(), KubeError> {
     if matches!(name, "" | "." | "..") || name.contains(['/', '?', '#', '%', '\\']) {
         return Err(KubeError::Invalid(format!("'{name}' cannot be the name of an object")));
     }
@@ -194,6 +189,27 @@ impl Api {
                 }
                 Err(_) => tokio::time::sleep(READY_POLL_INTERVAL).await,
             }
+        }
+    }
+
+    /// Sends a request, counts it, and returns the response whatever its status. The caller bounds the time until the response is read.
+    pub(crate) async fn respond(
+        &self,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, slipway_objects::Error> {
+        self.requests.fetch_add(1, Relaxed);
+        let response = self.client.send(request).await;
+        response.map_err(|error| KubeError::from(error).into())
+    }
+
+    /// Sends the request of a watch, and fails if the response does not begin within [`REQUEST_TIMEOUT`].
+    pub(crate) async fn follow(
+        &self,
+        request: http::Request<Vec<u8>>,
+    ) -> kube::Result<impl Stream<Item = kube::Result<WatchEvent<Value>>> + Send + use<>> {
+        match tokio::time::timeout(REQUEST_TIMEOUT, self.client.request_events(request)).await {
+            Ok(events) => events,
+            Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
         }
     }
 
@@ -339,25 +355,6 @@ impl Api {
         self.send(api.log_stream(pod, &parameters)).await
     }
 
-    /// Lists the objects of all namespaces that match a label selector, then streams every change. The stream never ends: a watch that
-    /// expired or broke is restarted with backoff.
-    pub fn changes(&self, resource: &Resource<'_>, labels: &str) -> impl Stream<Item = Change> + Send + use<> {
-        let config = watcher::Config::default().labels(labels).page_size(500);
-        let stream = watcher::watcher(self.dynamic(resource, None), config);
-        kube::runtime::WatchStreamExt::backoff(stream, WatchBackoff::default()).filter_map(|event| async {
-            match event {
-                Ok(Event::Init) => Some(Change::ListStarted),
-                Ok(Event::Apply(object) | Event::InitApply(object)) => to_json(object).ok().map(Change::Applied),
-                Ok(Event::Delete(object)) => to_json(object).ok().map(Change::Deleted),
-                Ok(Event::InitDone) => Some(Change::ListCompleted),
-                Err(error) => {
-                    tracing::debug!(%error, "watch failed; restarting it");
-                    None
-                }
-            }
-        })
-    }
-
     /// Deletes an object. Does nothing if it does not exist.
     ///
     /// # Errors
@@ -474,7 +471,7 @@ impl Api {
 
 /// Backoff before a watch is restarted: half a second to eight seconds, plus up to half of that at random, so that a thousand agents do
 /// not reconnect at once. The default backoff of kube grows to a minute, which delays changes too long after an outage.
-struct WatchBackoff(Duration);
+pub(crate) struct WatchBackoff(Duration);
 
 impl Default for WatchBackoff {
     fn default() -> Self {

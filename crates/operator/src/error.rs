@@ -1,6 +1,7 @@
 //! Errors of requests to a cluster.
 
 use slipway_core::Explain;
+use slipway_objects::{Error, Status};
 
 /// Why a request to a cluster failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,28 @@ impl From<kube::Error> for KubeError {
                     source = inner.source();
                 }
                 Self::Unreachable(text)
+            }
+        }
+    }
+}
+
+impl From<KubeError> for Error {
+    fn from(error: KubeError) -> Self {
+        match error {
+            KubeError::Unreachable(message) => Self::Unreachable(message),
+            KubeError::Refused { code, message } => Self::from_status(Status::failure(code, "", message)),
+            other => Self::Unreachable(other.to_string()),
+        }
+    }
+}
+
+impl From<Error> for KubeError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Unreachable(message) => Self::Unreachable(message),
+            other => {
+                let Status { code, message, .. } = other.status();
+                Self::Refused { code: code.unwrap_or(500), message }
             }
         }
     }

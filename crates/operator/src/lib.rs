@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`api`] | a client for objects of any kind: read, apply, delete, watch, evict |
+//! | [`objects`] | the objects of a cluster as an `ObjectStore` |
 //! | [`nodes`], `reader_tokens` | requests to the node agents, and the cache of their tokens |
 //! | [`runs`] | runs as pods: the executor and the controller |
 //! | [`domains`] | the controller of ComputeDomains |
@@ -21,9 +22,11 @@ pub mod leader;
 mod mock;
 mod names;
 pub mod nodes;
+pub mod objects;
 mod participant;
 mod reader_tokens;
 pub mod runs;
 
 pub use api::{Api, Resource};
 pub use error::KubeError;
+pub use objects::ApiServer;

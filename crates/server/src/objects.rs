@@ -54,7 +54,8 @@ fn access_resource(resource: &Resource) -> Option<AccessResource> {
         ("", "namespaces") => Some(AccessResource::Namespaces),
         ("", "configmaps") => Some(AccessResource::ConfigMaps),
         ("", "secrets") => Some(AccessResource::Secrets),
-        ("", "events") => Some(AccessResource::Events),
+        // Both are the same objects.
+        ("" | "events.k8s.io", "events") => Some(AccessResource::Events),
         // The pods are those of runs, so the permission to read runs is required.
         ("", "pods") | ("slipway.dev", "runs") => Some(AccessResource::Runs),
         _ => None,
@@ -153,7 +154,8 @@ mod tests {
     fn every_resource_requires_a_permission_of_its_own_name_and_pods_that_of_runs() {
         for resource in kinds::registry().resources() {
             let access = access_resource(resource).unwrap();
-            let is_same = (access.group(), access.name()) == (resource.group, resource.plural);
+            let stored = resource.stored_as();
+            let is_same = (access.group(), access.name()) == (&*stored.group, &*stored.resource);
             assert!(is_same || (resource.plural, access) == ("pods", AccessResource::Runs), "{resource:?}");
         }
     }

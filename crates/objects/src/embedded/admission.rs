@@ -179,7 +179,7 @@ pub(super) fn imported(resource: &Resource, mut object: Object) -> Object {
 /// Checks the metadata and the fields of an object, and the difference from the object that it replaces.
 fn faults(resource: &Resource, new: &Object, old: Option<&Object>) -> Vec<FieldError> {
     let mut errors = metadata_errors(&new.metadata, resource.names);
-    if resource.group.is_empty() {
+    if !resource.is_custom {
         errors.extend(finalizer_errors(&new.metadata));
     }
     if resource.namespaced {

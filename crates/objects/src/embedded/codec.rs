@@ -40,6 +40,9 @@ impl Codec {
     pub(super) fn encode(&self, resource: &Resource, key: &Key, object: &Object) -> Result<Vec<u8>, Error> {
         let mut object = object.clone();
         object.metadata.resource_version.clear();
+        if let Some(conversion) = &resource.conversion {
+            (conversion.to_stored)(&mut object);
+        }
         let json = object.to_json();
         if json.len() > MAX_OBJECT_BYTES {
             return Err(Error::TooLarge(MAX_OBJECT_BYTES));
@@ -52,9 +55,17 @@ impl Codec {
 
     /// A stored object as text, with the version `version`.
     pub(super) fn text(&self, resource: &Resource, stored: &Stored, version: i64) -> Result<Encoded, Error> {
-        match self.sealer(resource)? {
+        let text = match self.sealer(resource)? {
             Some(sealer) => Encoded::from_stored(resource, &sealer.open(&stored.key, &stored.body)?, version),
             None => Encoded::from_stored(resource, &stored.body, version),
+        };
+        match &resource.conversion {
+            None => text,
+            Some(conversion) => {
+                let mut object = text?.into_object()?;
+                (conversion.from_stored)(&mut object);
+                Ok(Encoded::from(object))
+            }
         }
     }
 

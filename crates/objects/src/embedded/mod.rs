@@ -128,7 +128,7 @@ impl Embedded {
     }
 
     fn key(resource: &Resource, namespace: &str, name: &str) -> Key {
-        Key { resource: resource.group_resource().to_string(), namespace: namespace.to_owned(), name: name.to_owned() }
+        Key { resource: resource.stored_as().to_string(), namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
     async fn read(&self, resource: &Resource, key: &Key) -> Result<Current, Error> {

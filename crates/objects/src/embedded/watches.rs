@@ -47,11 +47,18 @@ impl Watch {
             return None;
         }
         // A state that cannot be read is not shown; reading the object itself reports the error.
+        let shown = |state: &Option<Arc<Encoded>>| {
+            let state = state.as_ref()?;
+            let Some(conversion) = &self.resource.conversion else { return Some(Arc::clone(state)) };
+            let mut object = state.object().ok()?.clone();
+            (conversion.from_stored)(&mut object);
+            Some(Arc::new(Encoded::from(object)))
+        };
         let is_selected = |text: &&Arc<Encoded>| {
             self.selection.is_unconditional()
                 || text.object().is_ok_and(|object| self.selection.matches(&self.resource, object))
         };
-        let selected = |state: &Option<Arc<Encoded>>| state.as_ref().filter(is_selected).map(Arc::clone);
+        let selected = |state: &Option<Arc<Encoded>>| shown(state).filter(|text| is_selected(&text));
         match (selected(&change.current), selected(&change.previous)) {
             (Some(object), None) => Some(WatchEvent::Added(object)),
             (Some(object), Some(_)) => Some(WatchEvent::Modified(object)),
@@ -148,7 +155,7 @@ impl Embedded {
         };
         let watch = Watch {
             store: self.clone(),
-            stored_as: resource.group_resource().to_string(),
+            stored_as: resource.stored_as().to_string(),
             resource,
             selection,
             cursor,

@@ -133,7 +133,7 @@ fn check_preconditions(resource: &Resource, meta: &ObjectMeta, options: &DeleteO
                  have been {why}"
             );
             // The API server names the kind here, and the resource in all other conflicts.
-            let kind = GroupResource { group: resource.group.to_owned(), resource: resource.kind.to_owned() };
+            let kind = GroupResource { resource: resource.kind.to_owned(), ..resource.group_resource() };
             return Err(Error::Conflict { resource: kind, name: meta.name.clone(), detail });
         }
     }
@@ -172,9 +172,8 @@ impl ObjectStore for Embedded {
         resource: &Resource,
         options: WatchOptions,
     ) -> Result<impl Stream<Item = WatchEvent> + Send + 'static, Error> {
-        let name = resource.group_resource();
-        let resource = self.inner.registry.find(&name.group, &name.resource).map(Arc::clone);
-        let resource = resource.ok_or_else(|| Error::BadRequest(format!("the store has no {name}")))?;
+        let found = self.inner.registry.find(resource.group, resource.plural).map(Arc::clone);
+        let resource = found.ok_or_else(|| Error::BadRequest(format!("the store has no {resource:?}")))?;
         let decode = |text: Arc<Encoded>| Ok(text.object()?.clone());
         Ok(self.watch_texts(resource, options).await?.map(move |event| event.try_map(decode)))
     }

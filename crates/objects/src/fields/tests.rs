@@ -60,6 +60,7 @@ fn resource() -> Resource {
         schema,
         columns: vec![],
         selectable: &[],
+        conversion: None,
         rules: Rules::default(),
     }
 }

@@ -39,6 +39,7 @@ pub(super) fn resource() -> Resource {
         schema: embedded_schema(include_str!("../../schemas/config_map.json")),
         columns: vec![Column::of_names(), data, age_column()],
         selectable: &[],
+        conversion: None,
         rules: Rules { validate, ..Rules::default() },
     }
 }

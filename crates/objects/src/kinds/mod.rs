@@ -21,7 +21,8 @@ const MAX_DATA: usize = 1024 * 1024;
 pub fn registry() -> Registry {
     Registry::new([
         config_map::resource(),
-        event::resource(),
+        event::core(),
+        event::grouped(),
         namespace::resource(),
         pod::resource(),
         secret::resource(),
@@ -84,7 +85,7 @@ mod tests {
             let schema: crate::schema::Schema = serde_json::from_value(source.clone()).unwrap();
             assert_eq!(serde_json::to_value(schema).unwrap(), source, "a keyword of the schema is not supported");
         }
-        assert_eq!(registry().resources().count(), 6);
+        assert_eq!(registry().resources().count(), 7);
     }
 
     #[test]

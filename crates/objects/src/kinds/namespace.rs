@@ -39,6 +39,7 @@ pub(super) fn resource() -> Resource {
         schema: embedded_schema(include_str!("../../schemas/namespace.json")),
         columns: vec![Column::of_names(), status, age_column()],
         selectable: &[("status.phase", |object| object.text(&["status", "phase"]).to_owned())],
+        conversion: None,
         rules: Rules {
             fill: |namespace| {
                 for field in ["spec", "status"] {

@@ -45,6 +45,7 @@ pub(super) fn resource() -> Resource {
             ("spec.restartPolicy", |object| object.text(&["spec", "restartPolicy"]).to_owned()),
             ("status.phase", |object| object.text(&["status", "phase"]).to_owned()),
         ],
+        conversion: None,
         rules: Rules::default(),
     }
 }

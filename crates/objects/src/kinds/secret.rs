@@ -50,6 +50,7 @@ pub(super) fn resource() -> Resource {
         schema: embedded_schema(include_str!("../../schemas/secret.json")),
         columns: vec![Column::of_names(), kind, data, age_column()],
         selectable: &[("type", |object| object.text(&["type"]).to_owned())],
+        conversion: None,
         rules: Rules { default, validate, ..Rules::default() },
     }
 }

@@ -3,11 +3,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use serde_json::Value;
+use slipway_objects::controller::{self, Change};
 
-use crate::api::{Change, key_of, version};
+use crate::api::{key_of, version};
 
 /// Namespace (empty for cluster-scoped objects) and name of an object.
 pub(super) type Key = (String, String);
@@ -40,39 +40,39 @@ impl Cache {
         }
     }
 
-    /// Applies changes to the cache, and calls `changed` with each changed object as it was before and as it is now. Calls `ready` after
-    /// each complete list.
-    pub(super) async fn follow(
+    /// Applies a change to the cache, and calls `changed` with each changed object as it was before and as it is now. `listed` has the keys of
+    /// the current list.
+    pub(super) fn apply(
         &self,
-        changes: impl Stream<Item = Change>,
+        change: Change,
+        listed: &mut HashSet<Key>,
         changed: impl Fn(Option<&Value>, Option<&Value>),
-        ready: impl Fn(),
     ) {
-        let mut changes = std::pin::pin!(changes);
-        let mut listed: HashSet<Key> = HashSet::new();
-        while let Some(change) = changes.next().await {
-            match change {
-                Change::ListStarted => listed.clear(),
-                Change::Applied(object) => {
-                    let key = key_of(&object);
-                    let before = self.get(&key);
-                    listed.insert(key);
-                    self.put(object.clone());
-                    changed(before.as_ref(), Some(&object));
-                }
-                Change::Deleted(object) => {
-                    self.objects.lock().remove(&key_of(&object));
+        match change {
+            Change::ListStarted => listed.clear(),
+            Change::Applied(object) => {
+                let key = controller::key_of(&object);
+                let (before, now) = (self.get(&key), object.to_value());
+                listed.insert(key);
+                self.put(now.clone());
+                changed(before.as_ref(), Some(&now));
+            }
+            Change::Deleted(object) => {
+                self.objects.lock().remove(&controller::key_of(&object));
+                changed(Some(&object.to_value()), None);
+            }
+            Change::ListCompleted => {
+                let deleted: Vec<Value> =
+                    self.objects.lock().extract_if(|key, _| !listed.contains(key)).map(|(_, o)| o).collect();
+                for object in deleted {
                     changed(Some(&object), None);
-                }
-                Change::ListCompleted => {
-                    let deleted: Vec<Value> =
-                        self.objects.lock().extract_if(|key, _| !listed.contains(key)).map(|(_, o)| o).collect();
-                    for object in deleted {
-                        changed(Some(&object), None);
-                    }
-                    ready();
                 }
             }
         }
+    }
+
+    /// The keys of all objects.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.objects.lock().keys().cloned().collect()
     }
 }

@@ -1,15 +1,14 @@
 //! Reconciles ComputeDomains. It is level-triggered: each action depends on the cached state, not on the event that queued a key.
 
-use std::panic::AssertUnwindSafe;
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use serde_json::{Value, json};
 use slipway_core::compute_domain::{LABEL as DOMAIN_LABEL, MEMBER_ANNOTATION};
-use slipway_exec::queue::Queue;
-use tokio::sync::watch;
+use slipway_objects::controller::{self, ControlLoop, Source};
+use slipway_objects::selector::LabelSelector;
+use slipway_objects::store::Selection;
 
 use super::cache::{Cache, Key};
 use super::{
@@ -17,10 +16,14 @@ use super::{
     without_finalizer,
 };
 use crate::api::{NODE, key_of};
-use crate::{Api, KubeError};
+use crate::{Api, ApiServer, KubeError};
 
-/// Number of domains that are reconciled concurrently.
-const WORKERS: usize = 4;
+/// How the loop of the controller works.
+const LOOP: controller::Settings = controller::Settings {
+    name: "the controller of ComputeDomains",
+    workers: 4,
+    resync_interval: Duration::from_secs(3600),
+};
 /// Delay before a template whose name is taken is attempted again.
 const NAME_TAKEN_DELAY: Duration = Duration::from_secs(10);
 /// Delay before the label of a deleted domain is removed from a node, so that the agent can do it first.
@@ -30,7 +33,7 @@ const TARGET_LABEL: &str = "resource.nvidia.com/computeDomainTarget";
 
 /// What is reconciled.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Work {
+pub(super) enum Work {
     /// A domain, by namespace and name.
     Domain(Key),
     /// A node whose label names a domain that does not exist, by name.
@@ -43,11 +46,7 @@ pub(super) struct Controller {
     templates: Cache,
     /// Nodes with the label of a domain.
     nodes: Cache,
-    queue: Queue<Work>,
-    /// Number of successful reconciliations.
-    pub(super) reconciled: AtomicU64,
-    /// Number of failed reconciliations.
-    pub(super) failed: AtomicU64,
+    control_loop: ControlLoop<Work>,
 }
 
 impl Controller {
@@ -57,9 +56,7 @@ impl Controller {
             domains: Cache::default(),
             templates: Cache::default(),
             nodes: Cache::default(),
-            queue: Queue::default(),
-            reconciled: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
+            control_loop: ControlLoop::new(LOOP),
         }
     }
 
@@ -68,83 +65,50 @@ impl Controller {
         self.domains.len()
     }
 
-    /// The work of the leader: watches domains, templates and nodes and reconciles what changed, until this future is dropped.
+    /// Number of successful and of failed reconciliations.
+    pub(super) fn attempts(&self) -> (u64, u64) {
+        self.control_loop.attempts()
+    }
+
+    /// The work of the leader: follows domains, templates and nodes and reconciles what changed, until this future is dropped. Were domains
+    /// reconciled before all lists are complete, nodes would be dropped from their status.
     pub(super) async fn work(self: Arc<Self>) {
-        // An earlier term of this process may have been dropped during a reconciliation.
-        self.queue.clear();
-        let (ready, all) = watch::channel([false; 3]);
-        let listed = |n: usize| ready.send_modify(|r| r[n] = true);
-        let domains = self.domains.follow(
-            self.api.changes(&COMPUTE_DOMAIN, ""),
-            |before, now| {
+        let (store, queue) = (ApiServer::new(self.api.clone()), self.control_loop.queue());
+        let with_label = || Selection { labels: LabelSelector::having(DOMAIN_LABEL), ..Selection::default() };
+        let mut listed = [HashSet::new(), HashSet::new(), HashSet::new()];
+        let [listed_domains, listed_templates, listed_nodes] = &mut listed;
+        let domains = Source::new(&store, &COMPUTE_DOMAIN.stored(), Selection::default(), |change| {
+            self.domains.apply(change, listed_domains, |before, now| {
                 if let Some(domain) = now.or(before) {
-                    self.queue.add(Work::Domain(key_of(domain)));
+                    queue.add(Work::Domain(key_of(domain)));
                 }
-            },
-            || listed(0),
-        );
-        let templates = self.templates.follow(
-            self.api.changes(&CLAIM_TEMPLATE, DOMAIN_LABEL),
-            |before, now| [before, now].into_iter().flatten().for_each(|t| self.queue_domain(domain_label(t))),
-            || listed(1),
-        );
-        let nodes = self.nodes.follow(
-            self.api.changes(&NODE, DOMAIN_LABEL),
-            |before, now| {
+            });
+        });
+        let templates = Source::new(&store, &CLAIM_TEMPLATE.stored(), with_label(), |change| {
+            self.templates.apply(change, listed_templates, |before, now| {
+                [before, now].into_iter().flatten().for_each(|t| self.queue_domain(domain_label(t)));
+            });
+        });
+        let nodes = Source::new(&store, &NODE.stored(), with_label(), |change| {
+            self.nodes.apply(change, listed_nodes, |before, now| {
                 [before, now].into_iter().flatten().for_each(|n| self.queue_domain(domain_label(n)));
                 if let Some(node) = now {
-                    self.queue.add_after(Work::Node(key_of(node).1), STALE_LABEL_DELAY);
+                    queue.add_after(Work::Node(key_of(node).1), STALE_LABEL_DELAY);
                 }
-            },
-            || listed(2),
-        );
-        let workers = async {
-            // Start workers only after all lists are complete; otherwise nodes would be dropped from the status of their domains.
-            let mut all = all;
-            let _ = all.wait_for(|lists| *lists == [true; 3]).await; // cannot fail: the sender lives as long as this future
-            let workers = (0..WORKERS).map(|_| self.worker());
-            futures_util::future::join_all(workers).await;
-        };
-        tokio::join!(domains, templates, nodes, workers);
+            });
+        });
+        self.control_loop.run(&*self, vec![domains, templates, nodes]).await;
     }
 
     /// Queues the domain with this UID, if it exists.
     fn queue_domain(&self, domain: &str) {
         for domain in self.domains.find(|d| uid(d) == domain) {
-            self.queue.add(Work::Domain(key_of(&domain)));
-        }
-    }
-
-    async fn worker(&self) {
-        loop {
-            let work = self.queue.next().await;
-            let reconciling = async {
-                match &work {
-                    Work::Domain(key) => self.reconcile(key).await,
-                    Work::Node(name) => self.remove_stale_label(name).await,
-                }
-            };
-            // A panic while reconciling one domain must not stop the others.
-            let outcome = AssertUnwindSafe(reconciling).catch_unwind().await;
-            match outcome.unwrap_or_else(|_| Err(KubeError::Invalid("the code panicked".into()))) {
-                Ok(()) => {
-                    self.reconciled.fetch_add(1, Relaxed);
-                    self.queue.done(&work);
-                }
-                Err(error) => {
-                    self.failed.fetch_add(1, Relaxed);
-                    // Conflicts are normal: another client wrote first, and the watch delivers the new version.
-                    if !matches!(error, KubeError::Refused { code: 409, .. }) {
-                        tracing::warn!(?work, %error, "reconciling failed; retrying");
-                    }
-                    self.queue.failed(&work);
-                }
-            }
+            self.control_loop.queue().add(Work::Domain(key_of(&domain)));
         }
     }
 
     /// Moves one domain towards its desired state.
-    async fn reconcile(&self, key: &Key) -> Result<(), KubeError> {
+    async fn reconcile_domain(&self, key: &Key) -> Result<(), KubeError> {
         let Some(domain) = self.domains.get(key) else { return Ok(()) };
         if domain["metadata"]["deletionTimestamp"].is_string() {
             return self.clean_up(key, &domain).await;
@@ -199,12 +163,12 @@ impl Controller {
                 let message =
                     format!("there is already a ResourceClaimTemplate {name} that does not belong to this domain");
                 self.warn(domain, "TemplateNameTaken", &message).await;
-                self.queue.add_after(Work::Domain(key.clone()), NAME_TAKEN_DELAY);
+                self.control_loop.queue().add_after(Work::Domain(key.clone()), NAME_TAKEN_DELAY);
             }
             // The name is invalid, or a quota or policy rejects the template.
             Err(KubeError::Refused { code: 400 | 403 | 422, message }) => {
                 self.warn(domain, "TemplateRejected", &message).await;
-                self.queue.add_after(Work::Domain(key.clone()), NAME_TAKEN_DELAY);
+                self.control_loop.queue().add_after(Work::Domain(key.clone()), NAME_TAKEN_DELAY);
             }
             Err(error) => return Err(error),
         }
@@ -271,6 +235,28 @@ impl Controller {
         if let Err(error) = self.api.event(about, warning, reason, message).await {
             tracing::debug!(%error, "cannot record an event");
         }
+    }
+}
+
+impl controller::Controller for Controller {
+    type Key = Work;
+    type Error = KubeError;
+
+    async fn reconcile(&self, work: &Work) -> Result<(), KubeError> {
+        match work {
+            Work::Domain(key) => self.reconcile_domain(key).await,
+            Work::Node(name) => self.remove_stale_label(name).await,
+        }
+    }
+
+    async fn all(&self) -> Vec<Work> {
+        let nodes = self.nodes.keys().into_iter().map(|(_, name)| Work::Node(name));
+        self.domains.keys().into_iter().map(Work::Domain).chain(nodes).collect()
+    }
+
+    fn is_expected(&self, error: &KubeError) -> bool {
+        // Another client wrote first, and the watch delivers the new version.
+        matches!(error, KubeError::Refused { code: 409, .. })
     }
 }
 

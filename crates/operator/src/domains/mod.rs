@@ -15,7 +15,6 @@ mod status;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Value, json};
 use slipway_core::compute_domain::LABEL as DOMAIN_LABEL;
@@ -96,6 +95,7 @@ impl DomainController {
     pub fn metrics(&self) -> Vec<ControllerMetric> {
         let metric = |name, help, is_counter, value| ControllerMetric { name, help, is_counter, value };
         let count = |n: usize| n as u64;
+        let (reconciled, failed) = self.controller.attempts();
         vec![
             metric(
                 "slipway_domains_leading",
@@ -104,13 +104,8 @@ impl DomainController {
                 u64::from(self.participant.leads()),
             ),
             metric("slipway_domains", "ComputeDomains in the cache.", false, count(self.controller.domains())),
-            metric(
-                "slipway_domains_reconciled",
-                "Successful reconciliations.",
-                true,
-                self.controller.reconciled.load(Relaxed),
-            ),
-            metric("slipway_domains_failed", "Failed reconciliations.", true, self.controller.failed.load(Relaxed)),
+            metric("slipway_domains_reconciled", "Successful reconciliations.", true, reconciled),
+            metric("slipway_domains_failed", "Failed reconciliations.", true, failed),
             metric("slipway_kube_requests", "Requests to the API server.", true, self.api.requests()),
         ]
     }

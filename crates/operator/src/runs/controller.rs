@@ -1,20 +1,19 @@
 //! The controller: reconciles runs with their pods. It is level-triggered: each action depends on the cached state, not on the event that
 //! queued the run.
 
-use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
 use slipway_exec::lifecycle::{self, Action, Observation, Outcome, TRANSIENT_REASONS};
-use slipway_exec::queue::Queue;
 use slipway_exec::{Phase, QueueSystem, RunStatus, TokenRequest, Tracked, Tracker, tracked_id};
-use tokio::sync::{mpsc, watch};
+use slipway_objects::controller::{self, ControlLoop, Source};
+use slipway_objects::selector::LabelSelector;
+use slipway_objects::store::Selection;
+use tokio::sync::mpsc;
 
 use super::data::PodData;
 use super::known::{Cache, Run};
@@ -23,10 +22,11 @@ use super::queues::{self, Queues, Unplaceable};
 use super::{Key, RUN, Settings, usage};
 use crate::api::POD;
 use crate::names::{self, RUN_LABEL};
-use crate::{Api, KubeError, Resource};
+use crate::{Api, ApiServer, KubeError, Resource};
 
-/// Number of runs that are reconciled concurrently.
-const WORKERS: usize = 16;
+/// How the loop of the controller works.
+const LOOP: controller::Settings =
+    controller::Settings { name: "the run controller", workers: 16, resync_interval: Duration::from_secs(3600) };
 /// Maximum number of queued events; further ones are dropped.
 const MAX_QUEUED_EVENTS: usize = 1000;
 /// Maximum time for which a pod may wait for capacity, in milliseconds. Added to the lifetime of its token.
@@ -47,16 +47,12 @@ pub(super) struct Controller {
     settings: Settings,
     tracker: Arc<dyn Tracker>,
     cache: Cache,
-    queue: Queue<Key>,
+    control_loop: ControlLoop<Key>,
     agents: usage::Agents,
     queues: Queues,
     events: mpsc::Sender<Event>,
     /// Secrets whose pods are not created yet, keyed by run.
     secrets: Mutex<HashMap<Key, UnusedSecret>>,
-    /// Number of successful reconciliations.
-    pub(super) reconciled: AtomicU64,
-    /// Number of failed reconciliations.
-    pub(super) failed: AtomicU64,
 }
 
 /// The secret of an attempt whose pod is not created yet.
@@ -99,92 +95,36 @@ impl Controller {
             settings,
             tracker,
             cache: Cache::default(),
-            queue: Queue::default(),
+            control_loop: ControlLoop::new(LOOP),
             events,
             secrets: Mutex::default(),
-            reconciled: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
         })
     }
 
     /// Number of cached runs, of cached pods, of ready keys and of delayed keys.
     pub(super) fn sizes(&self) -> [usize; 4] {
-        let ((runs, pods), (ready, delayed)) = (self.cache.size(), self.queue.depth());
+        let ((runs, pods), (ready, delayed)) = (self.cache.size(), self.control_loop.queue().depth());
         [runs, pods, ready, delayed]
     }
 
-    /// The work of the leader: watches runs and pods and reconciles changed runs, until this future is dropped.
+    /// Number of successful and of failed reconciliations.
+    pub(super) fn attempts(&self) -> (u64, u64) {
+        self.control_loop.attempts()
+    }
+
+    /// The work of the leader: follows runs and pods and reconciles changed runs, until this future is dropped. Were runs reconciled before
+    /// both lists are complete, every run would look podless and be restarted.
     pub(super) async fn work(self: Arc<Self>) {
-        // An earlier term of this process may have been dropped during a reconciliation.
-        self.queue.clear();
-        let (ready, all) = watch::channel((false, false));
-        let runs = self.cache.follow_runs(self.api.changes(&RUN, ""), &self.queue, || {
-            ready.send_modify(|r| r.0 = true);
+        let (store, queue) = (ApiServer::new(self.api.clone()), self.control_loop.queue());
+        let (mut listed_runs, mut listed_pods) = (HashSet::new(), HashSet::new());
+        let of_runs = Selection { labels: LabelSelector::having(RUN_LABEL), ..Selection::default() };
+        let runs = Source::new(&store, &RUN.stored(), Selection::default(), |change| {
+            self.cache.apply_run(change, &mut listed_runs, queue);
         });
-        let pods = self.cache.follow_pods(self.api.changes(&POD, RUN_LABEL), &self.queue, || {
-            ready.send_modify(|r| r.1 = true);
+        let pods = Source::new(&store, &POD.stored(), of_runs, |change| {
+            self.cache.apply_pod(change, &mut listed_pods, queue);
         });
-        let workers = async {
-            // Start workers only after both lists are complete; otherwise every run would look podless and be restarted.
-            let mut all = all;
-            let _ = all.wait_for(|(runs, pods)| *runs && *pods).await; // cannot fail: the sender lives as long as this future
-            let workers = (0..WORKERS).map(|_| self.worker());
-            futures_util::future::join_all(workers).await;
-        };
-        tokio::join!(runs, pods, workers);
-    }
-
-    /// Reconciles queued runs one after the other.
-    async fn worker(&self) {
-        loop {
-            let key = self.queue.next().await;
-            // A panic while reconciling one run must not stop the others.
-            let reconciling = AssertUnwindSafe(self.reconcile(&key)).catch_unwind().await;
-            match reconciling.unwrap_or_else(|_| Err(KubeError::Invalid("the code panicked".into()))) {
-                Ok(()) => {
-                    self.reconciled.fetch_add(1, Relaxed);
-                    self.queue.done(&key);
-                }
-                Err(error) => {
-                    self.failed.fetch_add(1, Relaxed);
-                    // Conflicts are normal: another client wrote first, and the watch delivers the new version.
-                    let conflict = matches!(error, KubeError::Refused { code: 409, .. });
-                    if !conflict {
-                        tracing::warn!(namespace = key.0, run = key.1, %error, "reconciling failed; retrying");
-                    }
-                    self.queue.failed(&key);
-                }
-            }
-        }
-    }
-
-    /// Moves one run and its pods one step towards the desired state.
-    async fn reconcile(&self, key: &Key) -> Result<(), KubeError> {
-        if self.cache.is_unreadable(key) {
-            return Ok(());
-        }
-        let (run, pods) = self.cache.get(key);
-        let uid = run.as_ref().map(|r| r.submitted.manifest.metadata.uid.clone());
-        let (mut pods, orphans): (Vec<Pod>, Vec<Pod>) =
-            pods.into_iter().partition(|p| uid.as_ref() == Some(&p.run_uid));
-        for pod in orphans {
-            self.delete_orphan(key, &pod).await?;
-        }
-        let Some(run) = run else {
-            self.secrets.lock().remove(key);
-            return Ok(());
-        };
-        if let Some(newest) = pods.last_mut() {
-            self.explain_queue(key, newest).await;
-        }
-        let (status, action) = self.next(&run, &pods, now_ms());
-        let status = self.act(key, &run, &pods, status, action).await?;
-        let status = self.write_status(&run, status).await?;
-        self.release_finished_pods(key, &pods, &status).await?;
-        if status.phase.is_final() && !status.attributed {
-            self.attribute(key, &run, status).await?;
-        }
-        Ok(())
+        self.control_loop.run(&*self, vec![runs, pods]).await;
     }
 
     /// Replaces the observation of a pod that waits in a queue by what its system publishes about it, and reads that again later: the
@@ -198,7 +138,7 @@ impl Controller {
         // Long waits change seldom, so a thousand queued runs cause few requests.
         let waited = u64::try_from(now_ms().saturating_sub(queue.created_at)).unwrap_or(0);
         let delay = Duration::from_millis(waited / 10).min(MAX_QUEUE_INTERVAL).max(self.settings.retry_delay);
-        self.queue.add_after(key.clone(), delay);
+        self.control_loop.queue().add_after(key.clone(), delay);
     }
 
     /// The next status and action.
@@ -245,7 +185,7 @@ impl Controller {
                     let now = now_ms();
                     match rejection {
                         Rejection::Temporary(reason, message) => {
-                            self.queue.add_after(key.clone(), self.settings.retry_delay);
+                            self.control_loop.queue().add_after(key.clone(), self.settings.retry_delay);
                             status.reason = reason;
                             status.message = message;
                         }
@@ -269,7 +209,7 @@ impl Controller {
             }
             Action::RequeueAt(at) => {
                 let delay = u64::try_from(at - now_ms()).unwrap_or(0);
-                self.queue.add_after(key.clone(), Duration::from_millis(delay));
+                self.control_loop.queue().add_after(key.clone(), Duration::from_millis(delay));
             }
             Action::Delete => self.api.delete(&RUN, Some(&key.0), &key.1).await?,
         }
@@ -508,7 +448,7 @@ impl Controller {
         match self.agents.fill_usage(key, &mut status).await {
             // Agents notice the end of a pod some seconds later, so retry until the timeout.
             usage::Completeness::Incomplete if now_ms() - ended < usage::USAGE_TIMEOUT_MS => {
-                self.queue.add_after(key.clone(), Duration::from_secs(2));
+                self.control_loop.queue().add_after(key.clone(), Duration::from_secs(2));
                 return Ok(());
             }
             usage::Completeness::Incomplete | usage::Completeness::Complete => {}
@@ -535,6 +475,49 @@ impl Controller {
         if let Some(is_warning) = lifecycle::event_of(before, after) {
             self.emit_event(run, is_warning, &after.reason, &after.message);
         }
+    }
+}
+
+impl controller::Controller for Controller {
+    type Key = Key;
+    type Error = KubeError;
+
+    /// Moves one run and its pods one step towards the desired state.
+    async fn reconcile(&self, key: &Key) -> Result<(), KubeError> {
+        if self.cache.is_unreadable(key) {
+            return Ok(());
+        }
+        let (run, pods) = self.cache.get(key);
+        let uid = run.as_ref().map(|r| r.submitted.manifest.metadata.uid.clone());
+        let (mut pods, orphans): (Vec<Pod>, Vec<Pod>) =
+            pods.into_iter().partition(|p| uid.as_ref() == Some(&p.run_uid));
+        for pod in orphans {
+            self.delete_orphan(key, &pod).await?;
+        }
+        let Some(run) = run else {
+            self.secrets.lock().remove(key);
+            return Ok(());
+        };
+        if let Some(newest) = pods.last_mut() {
+            self.explain_queue(key, newest).await;
+        }
+        let (status, action) = self.next(&run, &pods, now_ms());
+        let status = self.act(key, &run, &pods, status, action).await?;
+        let status = self.write_status(&run, status).await?;
+        self.release_finished_pods(key, &pods, &status).await?;
+        if status.phase.is_final() && !status.attributed {
+            self.attribute(key, &run, status).await?;
+        }
+        Ok(())
+    }
+
+    async fn all(&self) -> Vec<Key> {
+        self.cache.keys()
+    }
+
+    fn is_expected(&self, error: &KubeError) -> bool {
+        // Another client wrote first, and the watch delivers the new version.
+        matches!(error, KubeError::Refused { code: 409, .. })
     }
 }
 

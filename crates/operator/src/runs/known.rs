@@ -3,15 +3,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use serde_json::Value;
 use slipway_exec::Submitted;
 use slipway_exec::queue::Queue;
+use slipway_objects::controller::{Change, key_of};
 
 use super::Key;
 use super::pod::Pod;
-use crate::api::{Change, key_of, version};
+use crate::api::version;
 
 /// A run and the resource version of its object.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,84 +109,81 @@ impl Cache {
         }
     }
 
-    /// Applies the changes of runs to the cache and queues the changed runs. Calls `ready` after each complete list.
-    pub(super) async fn follow_runs(&self, changes: impl Stream<Item = Change>, queue: &Queue<Key>, ready: impl Fn()) {
-        let mut changes = std::pin::pin!(changes);
-        let mut listed: HashSet<Key> = HashSet::new();
-        while let Some(change) = changes.next().await {
-            match change {
-                Change::ListStarted => listed.clear(),
-                Change::Applied(object) => match Run::from_object(&object) {
+    /// Applies a change of runs to the cache and queues the changed runs. `listed` has the keys of the current list.
+    pub(super) fn apply_run(&self, change: Change, listed: &mut HashSet<Key>, queue: &Queue<Key>) {
+        match change {
+            Change::ListStarted => listed.clear(),
+            Change::Applied(object) => {
+                let key = key_of(&object);
+                listed.insert(key.clone());
+                match Run::from_object(&object.to_value()) {
                     Ok(run) => {
-                        let key = run.key();
-                        listed.insert(key.clone());
                         self.put_run(run);
                         queue.add(key);
                     }
                     Err(error) => {
-                        tracing::warn!(run = %object["metadata"]["name"], error, "skipping a run that cannot be parsed");
-                        let key = key_of(&object);
-                        listed.insert(key.clone());
+                        tracing::warn!(namespace = key.0, run = key.1, error, "skipping a run that cannot be parsed");
                         self.state.lock().unreadable.insert(key);
                     }
-                },
-                Change::Deleted(object) => {
-                    let key = key_of(&object);
+                }
+            }
+            Change::Deleted(object) => {
+                let key = key_of(&object);
+                self.remove_run(&key);
+                queue.add(key);
+            }
+            Change::ListCompleted => {
+                let deleted: Vec<Key> = {
+                    let state = self.state.lock();
+                    state.runs.keys().chain(&state.unreadable).filter(|k| !listed.contains(*k)).cloned().collect()
+                };
+                for key in deleted {
                     self.remove_run(&key);
                     queue.add(key);
-                }
-                Change::ListCompleted => {
-                    let deleted: Vec<Key> = {
-                        let state = self.state.lock();
-                        state.runs.keys().chain(&state.unreadable).filter(|k| !listed.contains(*k)).cloned().collect()
-                    };
-                    for key in deleted {
-                        self.remove_run(&key);
-                        queue.add(key);
-                    }
-                    ready();
                 }
             }
         }
     }
 
-    /// Applies the changes of pods to the cache and queues their runs. Calls `ready` after each complete list.
-    pub(super) async fn follow_pods(&self, changes: impl Stream<Item = Change>, queue: &Queue<Key>, ready: impl Fn()) {
-        let mut changes = std::pin::pin!(changes);
-        let mut listed: HashSet<(String, String)> = HashSet::new();
-        while let Some(change) = changes.next().await {
-            match change {
-                Change::ListStarted => listed.clear(),
-                Change::Applied(object) => {
-                    if let Some(pod) = Pod::from_object(&object) {
-                        listed.insert((pod.namespace.clone(), pod.name.clone()));
-                        let key = (pod.namespace.clone(), pod.run.clone());
-                        self.put_pod(pod);
-                        queue.add(key);
-                    }
+    /// Applies a change of pods to the cache and queues their runs. `listed` has the namespaces and names of the current list.
+    pub(super) fn apply_pod(&self, change: Change, listed: &mut HashSet<(String, String)>, queue: &Queue<Key>) {
+        match change {
+            Change::ListStarted => listed.clear(),
+            Change::Applied(object) => {
+                if let Some(pod) = Pod::from_object(&object.to_value()) {
+                    listed.insert((pod.namespace.clone(), pod.name.clone()));
+                    let key = (pod.namespace.clone(), pod.run.clone());
+                    self.put_pod(pod);
+                    queue.add(key);
                 }
-                Change::Deleted(object) => {
-                    if let Some(pod) = Pod::from_object(&object) {
-                        let key = (pod.namespace, pod.run);
-                        self.remove_pod(&key, &pod.name);
-                        queue.add(key);
-                    }
+            }
+            Change::Deleted(object) => {
+                if let Some(pod) = Pod::from_object(&object.to_value()) {
+                    let key = (pod.namespace, pod.run);
+                    self.remove_pod(&key, &pod.name);
+                    queue.add(key);
                 }
-                Change::ListCompleted => {
-                    let deleted: Vec<(Key, String)> = {
-                        let state = self.state.lock();
-                        let all = state.pods.iter().flat_map(|(k, pods)| pods.keys().map(move |n| (k, n)));
-                        all.filter(|(k, n)| !listed.contains(&(k.0.clone(), (*n).clone())))
-                            .map(|(k, n)| (k.clone(), n.clone()))
-                            .collect()
-                    };
-                    for (key, name) in deleted {
-                        self.remove_pod(&key, &name);
-                        queue.add(key);
-                    }
-                    ready();
+            }
+            Change::ListCompleted => {
+                let deleted: Vec<(Key, String)> = {
+                    let state = self.state.lock();
+                    let all = state.pods.iter().flat_map(|(k, pods)| pods.keys().map(move |n| (k, n)));
+                    all.filter(|(k, n)| !listed.contains(&(k.0.clone(), (*n).clone())))
+                        .map(|(k, n)| (k.clone(), n.clone()))
+                        .collect()
+                };
+                for (key, name) in deleted {
+                    self.remove_pod(&key, &name);
+                    queue.add(key);
                 }
             }
         }
+    }
+
+    /// The keys of all runs, and of all pods.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        let state = self.state.lock();
+        let without_run = state.pods.keys().filter(|key| !state.runs.contains_key(*key));
+        state.runs.keys().chain(without_run).cloned().collect()
     }
 }

@@ -23,7 +23,6 @@ mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -118,8 +117,7 @@ impl RunController {
     pub fn metrics(&self) -> [ControllerMetric; 8] {
         let [runs, pods, now, later] = self.controller.sizes().map(|n| n as u64);
         let leading = u64::from(self.participant.leads());
-        let reconciled = self.controller.reconciled.load(Relaxed);
-        let failed = self.controller.failed.load(Relaxed);
+        let (reconciled, failed) = self.controller.attempts();
         let gauge = |name, help, value| ControllerMetric { name, help, is_counter: false, value };
         let counter = |name, help, value| ControllerMetric { name, help, is_counter: true, value };
         [

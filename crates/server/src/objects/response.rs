@@ -181,9 +181,9 @@ fn list_text(resource: &Resource, metadata: &Value, items: &[Encoded]) -> Vec<u8
         if i > 0 {
             text.push(b',');
         }
-        match resource.group.is_empty() {
-            true => item.write_without_kind(&mut text),
-            false => text.extend_from_slice(item.json()),
+        match resource.is_custom {
+            true => text.extend_from_slice(item.json()),
+            false => item.write_without_kind(&mut text),
         }
     }
     text.extend_from_slice(b"]}");

@@ -2,37 +2,29 @@
 //! pods up to date. What is to be done is decided by [`reconcile`](super::reconcile); here it is done.
 
 use std::collections::{BTreeMap, HashMap};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use serde_json::json;
 use slipway_core::clock::{now_ms, rfc3339};
 use slipway_core::ids::hex32;
 use slipway_exec::manifest::{API_VERSION, KIND};
-use slipway_exec::queue::Queue;
 use slipway_exec::{ExecError, Executor, LocalProcesses, Phase, RunStatus, Submitted, lifecycle, pod};
+use slipway_objects::controller::{Change, ControlLoop, Controller, ObjectKey, Settings, Source, key_of, owner_of};
 use slipway_objects::embedded::Embedded;
 use slipway_objects::meta::ObjectMeta;
-use slipway_objects::store::{DeleteOptions, ListOptions, ObjectStore, Part, WatchEvent, WatchOptions, WriteOptions};
+use slipway_objects::store::{DeleteOptions, ListOptions, ObjectStore, Part, Selection, WriteOptions};
 use slipway_objects::{Error, Object, Resource};
 
 use super::executor::ObjectRuns;
 use super::reconcile::{Action, Observed, is_run_of, reconcile, rejected, status_of, without_finalizer};
 
-/// Number of runs that are reconciled concurrently.
-const WORKERS: usize = 4;
-/// Interval at which all objects are reconciled, in case a change was missed.
-const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
-/// Delay before a watch that ended is started again.
-const WATCH_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How the loop of the controller works.
+const LOOP: Settings =
+    Settings { name: "the controller of runs", workers: 4, resync_interval: Duration::from_secs(300) };
 /// Maximum bytes of the message of an event, as in a cluster.
 const MAX_EVENT_BYTES: usize = 1024;
-
-/// Namespace and name of a run.
-pub(super) type Key = (String, String);
 
 /// The resources that the controller reads and writes.
 #[derive(Debug, Clone)]
@@ -57,17 +49,15 @@ impl Kinds {
 
 /// Why a step failed. It is repeated after a backoff.
 #[derive(Debug, thiserror::Error)]
-enum StepError {
+pub(crate) enum StepError {
     #[error(transparent)]
     Objects(#[from] Error),
     #[error(transparent)]
     Exec(#[from] ExecError),
-    #[error("the code panicked")]
-    Panicked,
 }
 
 /// Objects that the executor has no run for: not submitted yet, or refused.
-pub(super) type UnacceptedRuns = Arc<Mutex<BTreeMap<Key, Submitted>>>;
+pub(super) type UnacceptedRuns = Arc<Mutex<BTreeMap<ObjectKey, Submitted>>>;
 
 /// The controller of runs on one machine.
 pub(crate) struct RunController {
@@ -75,7 +65,7 @@ pub(crate) struct RunController {
     local: LocalProcesses,
     kinds: Kinds,
     unaccepted: UnacceptedRuns,
-    queue: Queue<Key>,
+    control_loop: ControlLoop<ObjectKey>,
     /// The generations of objects whose changed specifications the executor refused, so that each refusal is reported once.
     refused: Mutex<HashMap<String, i64>>,
 }
@@ -85,7 +75,7 @@ impl RunController {
     pub(crate) fn new(store: Embedded, local: LocalProcesses) -> Option<Self> {
         let kinds = Kinds::of(&store)?;
         let (unaccepted, refused) = (UnacceptedRuns::default(), Mutex::default());
-        Some(Self { store, local, kinds, unaccepted, queue: Queue::default(), refused })
+        Some(Self { store, local, kinds, unaccepted, control_loop: ControlLoop::new(LOOP), refused })
     }
 
     /// The executor for runs that are submitted otherwise than as objects.
@@ -100,68 +90,26 @@ impl RunController {
 
     /// Works until this future is dropped.
     pub(crate) async fn work(self) {
-        let workers = futures_util::future::join_all((0..WORKERS).map(|_| self.worker()));
-        tokio::join!(self.follow_objects(), self.follow_processes(), self.resync(), workers);
-    }
-
-    async fn follow_objects(&self) {
-        loop {
-            match self.store.watch(&self.kinds.runs, WatchOptions::default()).await {
-                Ok(events) => {
-                    let mut events = std::pin::pin!(events);
-                    while let Some(event) = events.next().await {
-                        match event {
-                            WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) => {
-                                self.queue.add((object.metadata.namespace, object.metadata.name));
-                            }
-                            WatchEvent::Bookmark { .. } => {}
-                            WatchEvent::Failed(error) => tracing::debug!(%error, "the watch of runs is started again"),
-                        }
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "cannot watch runs; retrying"),
+        let queue = self.control_loop.queue();
+        let runs = Source::new(&self.store, &self.kinds.runs, Selection::default(), |change| {
+            if let Change::Applied(run) | Change::Deleted(run) = change {
+                queue.add(key_of(&run));
             }
-            tokio::time::sleep(WATCH_RETRY_DELAY).await;
-        }
+        });
+        let pods = Source::new(&self.store, &self.kinds.pods, Selection::default(), |change| {
+            if let Change::Applied(pod) | Change::Deleted(pod) = change
+                && let Some(run) = owner_of(&pod, &self.kinds.runs)
+            {
+                queue.add(run);
+            }
+        });
+        tokio::join!(self.control_loop.run(&self, vec![runs, pods]), self.follow_processes());
     }
 
     async fn follow_processes(&self) {
         loop {
             for key in self.local.changes().await {
-                self.queue.add(key);
-            }
-        }
-    }
-
-    async fn resync(&self) {
-        loop {
-            tokio::time::sleep(RESYNC_INTERVAL).await;
-            match self.store.list(&self.kinds.runs, &ListOptions::default()).await {
-                Ok(page) => {
-                    for object in page.items {
-                        self.queue.add((object.metadata.namespace, object.metadata.name));
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "cannot list runs"),
-            }
-        }
-    }
-
-    /// Reconciles queued runs one after the other.
-    async fn worker(&self) {
-        loop {
-            let key = self.queue.next().await;
-            // A panic while reconciling one run must not stop the others.
-            let done = AssertUnwindSafe(self.reconcile(&key)).catch_unwind().await;
-            match done.unwrap_or(Err(StepError::Panicked)) {
-                Ok(()) => self.queue.done(&key),
-                Err(error) => {
-                    // Another client wrote first, which is normal.
-                    if !matches!(error, StepError::Objects(Error::Conflict { .. })) {
-                        tracing::warn!(namespace = key.0, run = key.1, %error, "reconciling the run failed; retrying");
-                    }
-                    self.queue.failed(&key);
-                }
+                self.control_loop.queue().add(key);
             }
         }
     }
@@ -192,31 +140,13 @@ impl RunController {
         Ok(pods)
     }
 
-    /// Brings one run one step towards its desired state.
-    async fn reconcile(&self, key: &Key) -> Result<(), StepError> {
-        let object = self.get(&self.kinds.runs, &key.0, &key.1).await?;
-        let run = match self.local.get(&key.0, &key.1).await {
-            Ok(run) => Some(run),
-            Err(ExecError::NotFound(_)) => None,
-            Err(error) => return Err(error.into()),
-        };
-        let unaccepted = object.as_ref().filter(|object| run.as_ref().is_none_or(|run| !is_run_of(object, run)));
-        match unaccepted.and_then(|object| serde_json::from_value(object.to_value()).ok()) {
-            Some(unaccepted) => drop(self.unaccepted.lock().insert(key.clone(), unaccepted)),
-            None => drop(self.unaccepted.lock().remove(key)),
-        }
-        let pods = match &object {
-            Some(object) => self.pods(object, run.as_ref().map(|run| &run.status)).await?,
-            None => Vec::new(),
-        };
-        let observed = Observed { object: object.as_ref(), run: run.as_ref(), pods: &pods };
-        for action in reconcile(&observed, now_ms()) {
-            self.act(key, object.as_ref(), &pods, action).await?;
-        }
-        Ok(())
-    }
-
-    async fn act(&self, key: &Key, object: Option<&Object>, pods: &[Object], action: Action) -> Result<(), StepError> {
+    async fn act(
+        &self,
+        key: &ObjectKey,
+        object: Option<&Object>,
+        pods: &[Object],
+        action: Action,
+    ) -> Result<(), StepError> {
         match (action, object) {
             (Action::Import(object), _) => match self.store.import(&self.kinds.runs, *object).await {
                 // The other object is reconciled now.
@@ -225,7 +155,7 @@ impl RunController {
             },
             (Action::RequeueAt(at), _) => {
                 let delay = u64::try_from(at - now_ms()).unwrap_or(0);
-                self.queue.add_after(key.clone(), Duration::from_millis(delay));
+                self.control_loop.queue().add_after(key.clone(), Duration::from_millis(delay));
             }
             (Action::Submit(manifest), Some(object)) => match self.local.submit_object(*manifest).await {
                 Ok(_) => {}
@@ -361,6 +291,49 @@ impl RunController {
         {
             tracing::debug!(%error, "cannot record an event");
         }
+    }
+}
+
+impl Controller for RunController {
+    type Key = ObjectKey;
+    type Error = StepError;
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<(), StepError> {
+        let object = self.get(&self.kinds.runs, &key.0, &key.1).await?;
+        let run = match self.local.get(&key.0, &key.1).await {
+            Ok(run) => Some(run),
+            Err(ExecError::NotFound(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let unaccepted = object.as_ref().filter(|object| run.as_ref().is_none_or(|run| !is_run_of(object, run)));
+        match unaccepted.and_then(|object| serde_json::from_value(object.to_value()).ok()) {
+            Some(unaccepted) => drop(self.unaccepted.lock().insert(key.clone(), unaccepted)),
+            None => drop(self.unaccepted.lock().remove(key)),
+        }
+        let pods = match &object {
+            Some(object) => self.pods(object, run.as_ref().map(|run| &run.status)).await?,
+            None => Vec::new(),
+        };
+        let observed = Observed { object: object.as_ref(), run: run.as_ref(), pods: &pods };
+        for action in reconcile(&observed, now_ms()) {
+            self.act(key, object.as_ref(), &pods, action).await?;
+        }
+        Ok(())
+    }
+
+    async fn all(&self) -> Vec<ObjectKey> {
+        match self.store.list(&self.kinds.runs, &ListOptions::default()).await {
+            Ok(page) => page.items.iter().map(key_of).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "cannot list runs");
+                Vec::new()
+            }
+        }
+    }
+
+    fn is_expected(&self, error: &StepError) -> bool {
+        // Another client wrote first.
+        matches!(error, StepError::Objects(error) if error.is_conflict())
     }
 }
 

@@ -1,9 +1,14 @@
 //! Errors of the object API. Each becomes a `Status` with the code, reason and wording of the Kubernetes API server, because clients
 //! decide by these what to do next.
 
-use serde::Serialize;
+mod status;
+
+use std::borrow::Cow;
+
 use serde_json::Value;
 use slipway_core::Explain;
+
+pub use status::{Cause, Details, Status};
 
 /// A resource in its group, such as `configmaps` or `runs.slipway.dev`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,7 +32,7 @@ pub struct FieldError {
     /// The path of the field, such as `metadata.labels`.
     pub field: String,
     /// The machine-readable reason, such as `FieldValueInvalid`.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// The message without the path.
     pub message: String,
 }
@@ -35,14 +40,18 @@ pub struct FieldError {
 impl FieldError {
     /// The value is of the right type but not acceptable.
     pub fn invalid(field: impl Into<String>, value: &Value, detail: impl std::fmt::Display) -> Self {
-        Self { field: field.into(), reason: "FieldValueInvalid", message: format!("Invalid value: {value}: {detail}") }
+        Self {
+            field: field.into(),
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: {value}: {detail}"),
+        }
     }
 
     /// The value is of another type than the schema's.
     pub fn type_invalid(field: impl Into<String>, value: &Value, detail: impl std::fmt::Display) -> Self {
         Self {
             field: field.into(),
-            reason: "FieldValueTypeInvalid",
+            reason: "FieldValueTypeInvalid".into(),
             message: format!("Invalid value: {value}: {detail}"),
         }
     }
@@ -52,14 +61,14 @@ impl FieldError {
         let separator = if detail.is_empty() { "" } else { ": " };
         Self {
             field: field.into(),
-            reason: "FieldValueRequired",
+            reason: "FieldValueRequired".into(),
             message: format!("Required value{separator}{detail}"),
         }
     }
 
     /// The field may not have this value now.
     pub fn forbidden(field: impl Into<String>, detail: impl std::fmt::Display) -> Self {
-        Self { field: field.into(), reason: "FieldValueForbidden", message: format!("Forbidden: {detail}") }
+        Self { field: field.into(), reason: "FieldValueForbidden".into(), message: format!("Forbidden: {detail}") }
     }
 
     /// The value is not one of the supported ones.
@@ -67,7 +76,7 @@ impl FieldError {
         let supported: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
         Self {
             field: field.into(),
-            reason: "FieldValueNotSupported",
+            reason: "FieldValueNotSupported".into(),
             message: format!("Unsupported value: {value}: supported values: {}", supported.join(", ")),
         }
     }
@@ -76,7 +85,7 @@ impl FieldError {
     pub fn too_many(field: impl Into<String>, count: usize, limit: usize) -> Self {
         Self {
             field: field.into(),
-            reason: "FieldValueTooMany",
+            reason: "FieldValueTooMany".into(),
             message: format!("Too many: {count}: must have at most {limit} items"),
         }
     }
@@ -85,7 +94,7 @@ impl FieldError {
     pub fn too_long(field: impl Into<String>, limit: usize) -> Self {
         Self {
             field: field.into(),
-            reason: "FieldValueTooLong",
+            reason: "FieldValueTooLong".into(),
             message: format!("Too long: may not be more than {limit} bytes"),
         }
     }
@@ -215,6 +224,12 @@ pub enum Error {
     /// The store failed.
     #[error("Internal error occurred: {0}")]
     Store(#[from] slipway_store::StoreError),
+    /// The API server of a cluster rejected the request for a reason that no other variant has.
+    #[error("{}", .0.message)]
+    Refused(Box<Status>),
+    /// The API server of a cluster sent no response that can be read.
+    #[error("request to the API server failed: {0}")]
+    Unreachable(String),
 }
 
 /// Several errors in one line, as the API server prints them.
@@ -278,165 +293,8 @@ impl Explain for Error {
             Self::TooLarge(_) => "objects.too_large",
             Self::Sealed(_) => "objects.sealed",
             Self::Store(error) => error.code(),
-        }
-    }
-}
-
-/// The body of an error response, and of the response to a deletion.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Status {
-    /// Always `Status`.
-    pub kind: &'static str,
-    /// Always `v1`.
-    pub api_version: &'static str,
-    /// Always empty.
-    pub metadata: serde_json::Map<String, Value>,
-    /// `Success` or `Failure`.
-    pub status: &'static str,
-    /// The message for people.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub message: String,
-    /// The machine-readable reason, such as `NotFound`.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub reason: &'static str,
-    /// The object that the response is about.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub details: Option<Details>,
-    /// The HTTP status; absent from successes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<u16>,
-}
-
-/// The object that a [`Status`] is about.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Details {
-    /// The name of the object.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub name: String,
-    /// The API group.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub group: String,
-    /// The resource, or for an invalid object its kind.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub kind: String,
-    /// The unique id of a deleted object.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub uid: String,
-    /// What is invalid.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub causes: Vec<Cause>,
-}
-
-/// One cause of an error.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Cause {
-    /// The machine-readable reason.
-    pub reason: String,
-    /// The message for people.
-    pub message: String,
-    /// The path of the field; may be empty.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub field: String,
-}
-
-impl Status {
-    /// The response to a successful deletion.
-    pub fn deleted(resource: &GroupResource, name: &str, uid: &str) -> Self {
-        Self {
-            status: "Success",
-            details: Some(Details { uid: uid.to_owned(), ..Details::of(resource, name) }),
-            code: None,
-            ..Self::failure(200, "", String::new())
-        }
-    }
-
-    /// A failure without details.
-    pub fn failure(code: u16, reason: &'static str, message: String) -> Self {
-        Self {
-            kind: "Status",
-            api_version: "v1",
-            metadata: serde_json::Map::new(),
-            status: "Failure",
-            message,
-            reason,
-            details: None,
-            code: Some(code),
-        }
-    }
-}
-
-impl Details {
-    /// The details of an error about one object.
-    pub fn of(resource: &GroupResource, name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            group: resource.group.clone(),
-            kind: resource.resource.clone(),
-            ..Self::default()
-        }
-    }
-}
-
-impl Error {
-    /// The response for this error.
-    pub fn status(&self) -> Status {
-        let (code, reason) = match self {
-            Self::NotFound { .. } => (404, "NotFound"),
-            Self::AlreadyExists { .. } => (409, "AlreadyExists"),
-            Self::Conflict { .. } | Self::ApplyConflict(_) => (409, "Conflict"),
-            // The API server reports these as failures of its own, without a reason.
-            Self::Unmergeable(_) => (500, ""),
-            Self::Invalid { .. } | Self::Unprocessable(_) => (422, "Invalid"),
-            Self::Forbidden { .. } => (403, "Forbidden"),
-            Self::BadRequest(_) | Self::Undecodable { .. } => (400, "BadRequest"),
-            Self::Expired(_) => (410, "Expired"),
-            Self::TooLarge(_) => (413, "RequestEntityTooLarge"),
-            Self::UnsupportedMediaType(_) => (415, "UnsupportedMediaType"),
-            Self::Sealed(_) | Self::Store(_) => (500, "InternalError"),
-        };
-        let details = match self {
-            Self::NotFound { resource, name }
-            | Self::AlreadyExists { resource, name }
-            | Self::Conflict { resource, name, .. } => Some(Details::of(resource, name)),
-            Self::Forbidden { resource, name, cause, .. } => {
-                let causes = cause.iter().map(|cause| Cause::clone(cause)).collect();
-                Some(Details { causes, ..Details::of(resource, name) })
-            }
-            Self::ApplyConflict(conflicts) => Some(Details {
-                causes: conflicts
-                    .iter()
-                    .map(|conflict| Cause {
-                        reason: "FieldManagerConflict".into(),
-                        message: format!("conflict with {}", conflict.manager),
-                        field: conflict.field.clone(),
-                    })
-                    .collect(),
-                ..Details::default()
-            }),
-            Self::Invalid { group, kind, name, errors } => Some(Details {
-                name: name.clone(),
-                group: group.clone(),
-                kind: kind.clone(),
-                causes: errors
-                    .iter()
-                    .map(|e| Cause { reason: e.reason.to_owned(), message: e.message.clone(), field: e.field.clone() })
-                    .collect(),
-                ..Details::default()
-            }),
-            _ => None,
-        };
-        Status { details, ..Status::failure(code, reason, self.message()) }
-    }
-
-    /// The message with the group of an invalid kind, which the API server prints behind its name.
-    fn message(&self) -> String {
-        match self {
-            Self::Invalid { group, kind, name, errors } if !group.is_empty() => {
-                format!("{kind}.{group} \"{name}\" is invalid: {}", aggregate(errors))
-            }
-            other => other.to_string(),
+            Self::Refused(_) => "kube.refused",
+            Self::Unreachable(_) => "kube.unreachable",
         }
     }
 }
