@@ -28,7 +28,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go demo test test-programs fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp conformance-kube-api ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-objects bench-operator bench-cluster bench-data bench-pipeline binary portable clean
+.PHONY: help tools go demo test test-programs fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc conformance-kfp conformance-kube-api conformance-stores ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-objects bench-operator bench-cluster bench-data bench-pipeline binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -144,8 +144,8 @@ $(PLUGIN)/nvidia-device-plugin: conformance/kube/plugin/go.sum | go
 	  github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin github.com/NVIDIA/k8s-device-plugin/cmd/gpu-feature-discovery
 
 # The parts can be run, and recorded, one by one.
-# conformance-serve is the last, because it alone needs cargo, which continuous integration uses for the tests meanwhile.
-conformance: conformance-mlflow conformance-gpu conformance-kube conformance-kube-api conformance-dvc conformance-kfp conformance-serve
+# The last two need cargo, which continuous integration uses for the tests meanwhile.
+conformance: conformance-mlflow conformance-gpu conformance-kube conformance-kube-api conformance-dvc conformance-kfp conformance-serve conformance-stores
 
 conformance-mlflow: binary $(PEERS)/mlflow/.ready
 	python3 -m unittest discover conformance
@@ -194,10 +194,14 @@ conformance-kube-api: binary lab-programs $(INFORMERS) $(PEERS)/kfp/.ready
 	programs=$$(dirname "$$(ls -t $(CACHE)/lab/*/kubectl | head -1)"); \
 	conformance/kube-api/run.py --slipway $(SLIPWAY) --kubectl $$programs/kubectl $(call junit,kube-api); \
 	conformance/kube-api/runs.py --slipway $(SLIPWAY) --kubectl $$programs/kubectl $(call junit,kube-api-runs); \
-	conformance/kube-api/compare.py --slipway $(SLIPWAY) --programs $$programs $(call junit,kube-api-compare); \
-	conformance/kube-api/contract.py --slipway $(SLIPWAY) --programs $$programs
+	conformance/kube-api/compare.py --slipway $(SLIPWAY) --programs $$programs $(call junit,kube-api-compare)
 	conformance/kube-api/kills.py --slipway $(SLIPWAY) $(call junit,kube-api-kills)
 	$(PEERS)/kfp/bin/python conformance/kube-api/clients.py --slipway $(SLIPWAY) --informers $(INFORMERS) $(call junit,kube-api-clients)
+
+# The tests that every store of objects must pass.
+conformance-stores: binary lab-programs
+	$(WITH_CLIPPY) conformance/kube-api/contract.py --slipway $(SLIPWAY) --cargo "$(CARGO_OPTIONS)" \
+	  --programs "$$(dirname "$$(ls -t $(CACHE)/lab/*/kube-apiserver | head -1)")"
 
 lab: binary lab-programs
 	$(SLIPWAY) lab up --nodes 2 --gpus a100x8,t4
