@@ -1,6 +1,6 @@
 //! Data stays whole when a command is killed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -60,9 +60,86 @@ fn check_cache(folder: &Path) {
     }
 }
 
+fn rounds() -> u64 {
+    std::env::var("KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS)
+}
+
+/// Starts a command and kills it after a time that differs from round to round.
+fn kill(folder: &Path, arguments: &[&str], round: u64) {
+    let mut child = slipway(folder, arguments).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(5 + round * 17 % 180));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Every file of a remote with the name of an object has its content. Returns the names of the objects.
+fn check_remote(store: &Path) -> BTreeSet<String> {
+    let objects = store.join("files/md5");
+    let found = if objects.exists() { contents(&objects) } else { BTreeMap::new() };
+    let is_object = |name: &str| name.trim_end_matches(".dir").bytes().all(|b| b.is_ascii_hexdigit());
+    let named = found.into_iter().map(|(path, content)| (path.replace('/', ""), content));
+    let objects = named.filter(|(name, _)| is_object(name)).inspect(|(name, content)| {
+        let digest = slipway_data::manifest::digest_of(content).to_string();
+        assert_eq!(digest.trim_end_matches(".dir"), name.trim_end_matches(".dir"));
+    });
+    objects.map(|(name, _)| name).collect()
+}
+
+#[test]
+fn killed_transfers_and_collections_lose_nothing() {
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    let (data, cache, store) = (folder.join("data"), folder.join(".dvc/cache"), folder.join("store"));
+    run(folder, &["init", "--no-scm"]);
+    run(folder, &["remote", "add", "-d", "store", store.to_str().unwrap()]);
+    std::fs::create_dir_all(data.join("sub")).unwrap();
+    for round in 0..rounds() {
+        for i in 0..FILES {
+            std::fs::write(data.join("sub").join(i.to_string()), format!("{round} {i} ").repeat(1 + i * 20)).unwrap();
+        }
+        std::fs::write(data.join("large"), vec![u8::try_from(round % 251).unwrap(); 3 << 20]).unwrap();
+        let expected = contents(&data);
+        run(folder, &["add", "data"]);
+
+        kill(folder, &["push"], round);
+        check_remote(&store);
+        run(folder, &["push"]);
+        check_remote(&store);
+
+        std::fs::remove_dir_all(&data).unwrap();
+        std::fs::remove_dir_all(&cache).unwrap();
+        kill(folder, &["pull"], round);
+        check_cache(folder);
+        if data.exists() {
+            for (name, content) in contents(&data) {
+                assert_eq!(expected.get(&name), Some(&content), "{name} is not whole");
+            }
+        }
+        run(folder, &["pull"]);
+        assert_eq!(contents(&data), expected);
+
+        // Versions of earlier rounds are in the remote, and now one is in the cache, too.
+        std::fs::write(data.join("large"), "another version").unwrap();
+        run(folder, &["commit", "--force", "data"]);
+        let current = contents(&data);
+        for scope in [&["gc", "--workspace", "--force"][..], &["gc", "--workspace", "--cloud", "--force"]] {
+            run(folder, &["push"]);
+            kill(folder, scope, round);
+            run(folder, scope);
+            check_cache(folder);
+            std::fs::remove_dir_all(&data).unwrap();
+            run(folder, &["checkout"]);
+            assert_eq!(contents(&data), current);
+        }
+        let kept = check_remote(&store);
+        let names = contents(&cache.join("files/md5")).into_keys().map(|name| name.replace('/', ""));
+        assert_eq!(kept, names.collect(), "the remote has what the cache has");
+    }
+}
+
 #[test]
 fn killed_commands_leave_workspace_and_cache_whole() {
-    let rounds = std::env::var("KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = rounds();
     let sandbox = tempfile::tempdir().unwrap();
     let folder = sandbox.path();
     run(folder, &["init", "--no-scm"]);
@@ -78,20 +155,13 @@ fn killed_commands_leave_workspace_and_cache_whole() {
     for round in 0..rounds {
         write(round);
         let expected = contents(&data);
-        let delay = Duration::from_millis(5 + round * 17 % 180);
-        let mut child = slipway(folder, &["add", "data"]).spawn().unwrap();
-        std::thread::sleep(delay);
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill(folder, &["add", "data"], round);
         assert_eq!(contents(&data), expected, "add must not change the data");
         check_cache(folder);
         run(folder, &["add", "data"]);
         check_cache(folder);
         std::fs::remove_dir_all(&data).unwrap();
-        let mut child = slipway(folder, &["checkout"]).spawn().unwrap();
-        std::thread::sleep(delay);
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill(folder, &["checkout"], round);
         if data.exists() {
             for (name, content) in contents(&data) {
                 assert_eq!(expected.get(&name), Some(&content), "{name} is not whole");
@@ -107,7 +177,7 @@ fn killed_commands_leave_workspace_and_cache_whole() {
 
 #[test]
 fn a_killed_run_of_a_pipeline_is_started_again() {
-    let rounds = std::env::var("KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = rounds();
     let sandbox = tempfile::tempdir().unwrap();
     let folder = sandbox.path();
     run(folder, &["init", "--no-scm"]);
