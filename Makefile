@@ -22,6 +22,8 @@ SHELL := bash
 SLIPWAY := target/release/slipway
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
+# The folder with upstream's programs that `make lab-programs` has built, for recipes.
+LAB_PROGRAMS = $$(dirname "$$(ls -t $(CACHE)/lab/*/kubectl | head -1)")
 DEMO := .slipway-demo
 # The results of the tests that conformance/suite.py runs, as JUnit XML.
 junit = --junit target/junit/$(1).xml
@@ -191,7 +193,7 @@ $(INFORMERS): | go
 
 # kubectl and the official clients against the Kubernetes API of `slipway up`, which is compared with upstream's API server. The lab builds both.
 conformance-kube-api: binary lab-programs $(INFORMERS) $(PEERS)/kfp/.ready
-	programs=$$(dirname "$$(ls -t $(CACHE)/lab/*/kubectl | head -1)"); \
+	programs=$(LAB_PROGRAMS); \
 	conformance/kube-api/run.py --slipway $(SLIPWAY) --kubectl $$programs/kubectl $(call junit,kube-api); \
 	conformance/kube-api/runs.py --slipway $(SLIPWAY) --kubectl $$programs/kubectl $(call junit,kube-api-runs); \
 	conformance/kube-api/compare.py --slipway $(SLIPWAY) --programs $$programs $(call junit,kube-api-compare)
@@ -200,8 +202,7 @@ conformance-kube-api: binary lab-programs $(INFORMERS) $(PEERS)/kfp/.ready
 
 # The tests that every store of objects must pass.
 conformance-stores: binary lab-programs
-	$(WITH_CLIPPY) conformance/kube-api/contract.py --slipway $(SLIPWAY) --cargo "$(CARGO_OPTIONS)" \
-	  --programs "$$(dirname "$$(ls -t $(CACHE)/lab/*/kube-apiserver | head -1)")"
+	$(WITH_CLIPPY) conformance/kube-api/contract.py --slipway $(SLIPWAY) --cargo "$(CARGO_OPTIONS)" --programs "$(LAB_PROGRAMS)"
 
 lab: binary lab-programs
 	$(SLIPWAY) lab up --nodes 2 --gpus a100x8,t4
@@ -235,7 +236,7 @@ bench-operator: binary lab-programs
 
 # Compares with upstream's API server and etcd, which the lab builds.
 bench-objects: binary lab-programs
-	bench/objects/run.py --slipway $(SLIPWAY) --programs "$$(dirname "$$(ls -t $(CACHE)/lab/*/kubectl | head -1)")"
+	bench/objects/run.py --slipway $(SLIPWAY) --programs "$(LAB_PROGRAMS)"
 
 bench-gpu: binary
 	python3 bench/gpu/run.py --slipway $(SLIPWAY)
