@@ -1,9 +1,11 @@
 """Tests of imports from machines with SSH, from WebDAV servers, and from buckets without versions."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import time
 import urllib.parse
 
 import remote_services as services
@@ -13,9 +15,12 @@ FILES = {"file.txt": "hello\n", "folder/a": "a\n", "folder/sub/b c": "b\n"}
 
 
 def fill(data):
+    """Writes the files with a time of an hour ago: a server that tells only whole seconds then shows that a file was changed."""
+    hour_ago = time.time() - 3600
     for path, text in FILES.items():
         (data / path).parent.mkdir(parents=True, exist_ok=True)
         (data / path).write_text(text)
+        os.utime(data / path, (hour_ago, hour_ago))
     (data / "folder/nothing").mkdir()
     if services.USER:
         subprocess.run(["chown", "-R", "-h", services.USER, data], check=True)
