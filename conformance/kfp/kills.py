@@ -87,6 +87,25 @@ def expected():
     return lines
 
 
+def executed(run):
+    """The paths of the run's steps that were executed."""
+    return sorted(task["path"] for task in run["tasks"] if task["kind"] == "CONTAINER" and task["state"] != "SKIPPED")
+
+
+def tracked(slipway, run_id):
+    """The paths of the steps of a run that have a tracked run which has ended."""
+    _, found = slipway.call("POST", "/api/2.0/mlflow/experiments/search", {"max_results": 1000})
+    query = {
+        "experiment_ids": [experiment["experiment_id"] for experiment in found["experiments"]],
+        "filter": f"tags.`slipway.pipeline.run` = '{run_id}' AND status = 'FINISHED'",
+        "max_results": 1000,
+    }
+    status, found = slipway.call("POST", "/api/2.0/mlflow/runs/search", query)
+    assert status == 200, found
+    tags = [{tag["key"]: tag["value"] for tag in one["data"]["tags"]} for one in found.get("runs", [])]
+    return sorted(of_run["slipway.pipeline.task"] for of_run in tags if "slipway.pipeline.task" in of_run)
+
+
 def seconds_undisturbed(slipway, package, folder):
     """Runs the pipeline twice without a kill. The first run makes the environment of the steps; returns how long the second one takes."""
     client = kfp.Client(host=slipway.url, existing_token=slipway.token)
@@ -98,7 +117,7 @@ def seconds_undisturbed(slipway, package, folder):
 
 
 def round_of_kills(slipway, package, journal, waits):
-    """Runs the pipeline, and kills the server after each of these waits, in seconds; returns the run."""
+    """Runs the pipeline, and kills the server after each of these waits, in seconds; returns its id, the run, and the number of kills."""
     client = kfp.Client(host=slipway.url, existing_token=slipway.token)
     run_id = client.create_run_from_pipeline_package(package, arguments={"journal": str(journal)}).run_id
     kills = 0
@@ -107,7 +126,7 @@ def round_of_kills(slipway, package, journal, waits):
         status, run = slipway.call("GET", f"/api/v1/pipelines/runs/{run_id}")
         assert status == 200, run
         if run["state"] in ("SUCCEEDED", "FAILED", "CANCELED"):
-            return run, kills
+            return run_id, run, kills
         slipway.stop(how=9)
         kills += 1
         slipway.start()
@@ -127,10 +146,11 @@ def no_step_runs_twice_and_none_is_lost(options):
         waits = (moments.uniform(0, undisturbed / 4) for _ in itertools.count())
         for number in range(options.rounds):
             journal = pathlib.Path(folder, f"journal-{number}")
-            run, killed_times = round_of_kills(slipway, package, journal, waits)
+            run_id, run, killed_times = round_of_kills(slipway, package, journal, waits)
             kills += killed_times
             failures = [f"{t['path']}: {t['failure']}" for t in run["tasks"] if t["failure"]]
             assert run["state"] == "SUCCEEDED", (number, run["state"], failures)
+            eventually(lambda: tracked(slipway, run_id) == executed(run), timeout=30, message="every step is tracked to its end")
             found = collections.Counter(journal.read_text().splitlines())
             assert found == expected(), (number, found - expected(), expected() - found)
     print(f"{options.rounds} rounds, {kills} kills")

@@ -31,6 +31,7 @@ use crate::Error;
 use crate::engine::{Effect, Event, Limits, Machine, Plan, TaskRecord};
 use crate::entity::Run;
 use crate::heap;
+use crate::ir::Document;
 use crate::launch::{AttemptId, Launcher};
 use crate::model::{Artifact, RunState, TaskPath};
 use crate::repo;
@@ -96,7 +97,8 @@ impl Driver {
     }
 
     /// Begins to carry out a run, in the background. Does nothing if it is being carried out.
-    fn take_up(&self, run_id: String, reason: Reason) {
+    /// `document` is its specification, if that was just read.
+    fn take_up(&self, run_id: String, reason: Reason, document: Option<Arc<Document>>) {
         let (commands, received) = mpsc::unbounded_channel();
         {
             let mut active = self.inner.active.lock();
@@ -107,7 +109,7 @@ impl Driver {
         }
         let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
-            if let Err(error) = carry_out(&inner, &run_id, reason, received).await {
+            if let Err(error) = carry_out(&inner, &run_id, reason, document, received).await {
                 tracing::error!(run = run_id, %error, "the pipeline run cannot be carried out");
                 inner.fail(&run_id, error.to_string()).await;
             }
@@ -123,11 +125,13 @@ impl Driver {
     }
 }
 
-/// Loads a run and carries it out to its end. Does nothing if it is another server's.
+/// Loads a run and carries it out to its end; of a run that has ended, what happened is passed on to the tracking store. Does nothing if it
+/// is another server's.
 async fn carry_out(
     inner: &Arc<Inner>,
     run_id: &str,
     reason: Reason,
+    document: Option<Arc<Document>>,
     commands: mpsc::UnboundedReceiver<Command>,
 ) -> Result<(), Error> {
     let (id, root, own) = (run_id.to_owned(), inner.settings.pipeline_root.clone(), inner.settings.owner.clone());
@@ -135,12 +139,15 @@ async fn carry_out(
         if repo::runs::owner(c, &id)? != own {
             return Ok(None);
         }
-        let context = RunContext::load(c, &id, &root)?;
+        let context = RunContext::load(c, &id, &root, document)?;
         let experiment = repo::experiments::find(c, &context.run.experiment_id).map(|found| found.name);
         Ok::<_, Error>(Some((context, experiment.unwrap_or_default(), repo::tasks::records(c, &id)?)))
     });
     let Some((RunContext { run, mut info, document }, experiment, records)) = loaded.await? else { return Ok(()) };
     if run.state.is_final() {
+        let tracked = tracking::begin(inner, &run, Arc::new(info), experiment);
+        tracked.again(&records);
+        tracked.run_ended(run.state);
         return Ok(());
     }
     if run.config.pipeline_root.is_empty() && !inner.launcher.reaches(&info.pipeline_root) {
@@ -150,10 +157,12 @@ async fn carry_out(
     let info = Arc::new(info);
     let parameters = run.config.parameters.clone().into_iter().collect();
     let (is_retry, is_canceling) = (is_retry(&run, reason, &records), run.state == RunState::Canceling);
+    let tracked = tracking::begin(inner, &run, Arc::clone(&info), experiment);
+    tracked.again(&records);
     let machine_info = Arc::clone(&info);
     let begin = move || {
         let bytes = document.spec.encoded_len();
-        let (plan, info, now) = (Arc::new(Plan::new(Arc::new(document))?), machine_info, now_ms());
+        let (plan, info, now) = (Arc::new(Plan::new(document)?), machine_info, now_ms());
         let (mut machine, mut effects) = if is_retry {
             Machine::retry(plan, info, parameters, limits, records, now)
         } else if records.is_empty() {
@@ -170,7 +179,6 @@ async fn carry_out(
     // It ends with the server.
     let Some(begun) = blocking(begin).await else { return Ok(()) };
     let (machine, effects) = begun?;
-    let tracked = tracking::begin(inner, &run, Arc::clone(&info), experiment);
     Drive::new(Arc::clone(inner), info, machine, tracked).carry_out(effects, commands).await;
     Ok(())
 }
@@ -203,19 +211,19 @@ impl Runner for Driver {
         self.inner.settings.owner.clone()
     }
 
-    fn start(&self, run_id: String) {
-        self.take_up(run_id, Reason::Resume);
+    fn start(&self, run_id: String, document: Arc<Document>) {
+        self.take_up(run_id, Reason::Resume, Some(document));
     }
 
     fn cancel(&self, run_id: String) {
         // A run that is not being carried out is taken up again, and ends as canceled, because that is its recorded state.
         if !self.command(&run_id, Command::Cancel) {
-            self.take_up(run_id, Reason::Resume);
+            self.take_up(run_id, Reason::Resume, None);
         }
     }
 
     fn retry(&self, run_id: String) {
-        self.take_up(run_id, Reason::Retry);
+        self.take_up(run_id, Reason::Retry, None);
     }
 
     fn forget(&self, namespace: String, run_id: String) -> BoxFuture<'static, Result<(), Error>> {

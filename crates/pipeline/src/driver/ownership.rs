@@ -69,8 +69,9 @@ impl Driver {
         });
         adopted.await?;
         for (run_id, _) in self.own_runs().await? {
-            self.take_up(run_id, Reason::Resume);
+            self.take_up(run_id, Reason::Resume, None);
         }
+        self.track_ended_runs().await?;
         if is_shared {
             let inner = Arc::downgrade(&self.inner);
             tokio::spawn(async move {
@@ -90,6 +91,15 @@ impl Driver {
     async fn own_runs(&self) -> Result<Vec<(String, RunState)>, Error> {
         let own = self.inner.settings.owner.clone();
         self.inner.database.read(move |c| repo::runs::unfinished_of_owner(c, &own)).await
+    }
+
+    /// Passes on to the tracking store what happened in the runs that ended before their earlier server could do it.
+    async fn track_ended_runs(&self) -> Result<(), Error> {
+        let own = self.inner.settings.owner.clone();
+        for run_id in self.inner.database.read(move |c| repo::runs::untracked_of_owner(c, &own)).await? {
+            self.take_up(run_id, Reason::Resume, None);
+        }
+        Ok(())
     }
 
     /// Reports that this server lives, takes over the runs of dead servers, and does what others were asked to do with its own runs.
@@ -113,6 +123,7 @@ impl Driver {
                 "the pipeline runs of servers that do not report any more are taken over"
             );
             database.write(move |c| dead.iter().try_for_each(|from| repo::owners::take_over(c, from, &name))).await?;
+            self.track_ended_runs().await?;
         }
         // Taken before the runs are read: a run that is not among them has ended, was deleted, or belongs to another server now.
         let active: Vec<String> = self.inner.active.lock().keys().cloned().collect();
@@ -121,7 +132,7 @@ impl Driver {
         for (run_id, state) in runs {
             match state {
                 RunState::Canceling => self.cancel(run_id),
-                _ => self.take_up(run_id, Reason::Resume),
+                _ => self.take_up(run_id, Reason::Resume, None),
             }
         }
         for run_id in active.into_iter().filter(|run_id| !unfinished.contains(run_id)) {

@@ -1,4 +1,7 @@
 //! What is passed on to the tracking store: in order, and in the background, so that it delays no task.
+//!
+//! A run is marked when all of it was passed on. A server that starts passes on again what it knows of its other runs, because its earlier
+//! process may have been killed before it did.
 
 use std::sync::Arc;
 
@@ -11,6 +14,7 @@ use crate::engine::TaskKind;
 use crate::entity::Run;
 use crate::launch::AttemptId;
 use crate::model::{Launch, RunInfo, RunState, TaskState};
+use crate::repo;
 use crate::tracker::Tracker;
 
 /// Maximum number of tasks that are passed on at the same time.
@@ -40,6 +44,13 @@ impl Tracked {
         let _ = self.news.send(News::TaskEnded(Box::new(record.clone())));
     }
 
+    /// Passes on the ends of tasks that were recorded earlier, some of which may have been passed on.
+    pub(super) fn again<'a>(&self, records: impl IntoIterator<Item = &'a TaskRecord>) {
+        for record in records.into_iter().filter(|record| record.state.is_final()) {
+            self.task_ended(record);
+        }
+    }
+
     /// Passes on the end of the run.
     pub(super) fn run_ended(&self, state: RunState) {
         let _ = self.news.send(News::RunEnded(state));
@@ -51,7 +62,8 @@ pub(super) fn begin(inner: &Arc<Inner>, run: &Run, info: Arc<RunInfo>, experimen
     let (sender, mut news) = mpsc::unbounded_channel();
     let experiment: Arc<str> = experiment.into();
     let tracked = Tracked { news: sender, tracker: Arc::clone(&inner.tracker), experiment: Arc::clone(&experiment) };
-    let (tracker, launcher) = (Arc::clone(&inner.tracker), Arc::clone(&inner.launcher));
+    let (tracker, launcher, database) =
+        (Arc::clone(&inner.tracker), Arc::clone(&inner.launcher), inner.database.clone());
     let parameters: Vec<(String, Value)> = run.config.parameters.clone().into_iter().collect();
     tokio::spawn(async move {
         tracker.run_started(&info, &experiment, &parameters).await;
@@ -77,6 +89,10 @@ pub(super) fn begin(inner: &Arc<Inner>, run: &Run, info: Arc<RunInfo>, experimen
             join_all(ended.iter().map(|record| record_end(record))).await;
             if let Some(state) = state {
                 tracker.run_changed(&info, state).await;
+                let run_id = info.run_id.clone();
+                if let Err(error) = database.write(move |c| repo::runs::set_tracked(c, &run_id)).await {
+                    tracing::warn!(run = info.run_id, %error, "the pipeline run will be tracked again when the server starts");
+                }
             }
         }
     });

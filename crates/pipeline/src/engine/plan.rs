@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::condition::Condition;
 use crate::error::Error;
 use crate::fingerprint;
+use crate::ir::interface;
 use crate::ir::kfp_kubernetes::KubernetesExecutorConfig;
 use crate::ir::ml_pipelines::component_spec::Implementation;
 use crate::ir::ml_pipelines::pipeline_deployment_config::executor_spec::Spec;
@@ -39,6 +40,7 @@ pub struct Plan {
 /// A component.
 #[derive(Debug)]
 pub(super) struct Component {
+    /// Of a graph without its tasks, which are in `body`.
     pub(super) spec: Arc<ComponentSpec>,
     /// Its declared parameters.
     pub(super) parameters: BTreeMap<String, Declared>,
@@ -235,12 +237,12 @@ fn component(document: &Document, spec: &ComponentSpec, names: &HashMap<&str, us
         }
         artifacts.extend(inputs.artifacts.iter().map(|(name, input)| (name.clone(), input.is_optional)));
     }
-    let body = match &spec.implementation {
-        Some(Implementation::Dag(dag)) => Body::Graph(graph(dag, names)?),
-        Some(Implementation::ExecutorLabel(label)) => executor(document, spec, label)?,
+    let (spec, body) = match &spec.implementation {
+        Some(Implementation::Dag(dag)) => (interface(spec), Body::Graph(graph(dag, names)?)),
+        Some(Implementation::ExecutorLabel(label)) => (spec.clone(), executor(document, spec, label)?),
         None => return Err("it has neither tasks nor an executor.".to_owned()),
     };
-    Ok(Component { spec: Arc::new(spec.clone()), parameters, artifacts, body })
+    Ok(Component { spec: Arc::new(spec), parameters, artifacts, body })
 }
 
 fn executor(document: &Document, component: &ComponentSpec, label: &str) -> Result<Body, String> {

@@ -1,6 +1,7 @@
 //! The compiled form of a pipeline, IR 2.1: how it is read, checked and written.
 
 mod fault;
+mod part;
 pub mod read;
 mod tree;
 mod validate;
@@ -10,6 +11,17 @@ pub use read::{Document, read, read_json};
 pub use write::to_json;
 
 pub use crate::proto::{descriptors, google, kfp_kubernetes, ml_pipelines};
+
+/// A component without what it executes, which may be a graph of thousands of tasks.
+pub(crate) fn interface(component: &ml_pipelines::ComponentSpec) -> ml_pipelines::ComponentSpec {
+    ml_pipelines::ComponentSpec {
+        input_definitions: component.input_definitions.clone(),
+        output_definitions: component.output_definitions.clone(),
+        single_platform_specs: component.single_platform_specs.clone(),
+        task_config_passthroughs: component.task_config_passthroughs.clone(),
+        implementation: None,
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -6,14 +6,17 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor};
+use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor};
+use serde::Deserializer;
 use serde_json::{Map, Value};
 use serde_saphyr::options::AliasLimits;
 
 use super::fault::Faults;
 use super::kfp_kubernetes::KubernetesExecutorConfig;
-use super::ml_pipelines::{PipelineConfig, PipelineDeploymentConfig, PipelineSpec, PlatformSpec};
-use super::tree::{Content, Node, Place};
+use super::ml_pipelines::component_spec::Implementation;
+use super::ml_pipelines::{ComponentSpec, PipelineConfig, PipelineDeploymentConfig, PipelineSpec, PlatformSpec};
+use super::part::{Part, Without};
+use super::tree::{Content, Entry, Node, Place};
 use super::{descriptors, validate};
 use crate::error::Error;
 use crate::heap;
@@ -145,14 +148,11 @@ fn document(nodes: Vec<Node>) -> Result<Document, Error> {
         }
         return faults.into_result().map(|()| Document::default());
     };
-    let mut document = Document::default();
-    if let Some(spec) = message(descriptors(), "ml_pipelines.PipelineSpec", &spec_node, &mut Vec::new(), &mut faults) {
-        document.spec = spec;
-    }
+    let mut document = Document { spec: specification(&spec_node, &mut faults), ..Document::default() };
     if let Some(node) = spec_node.field("deploymentSpec") {
         let mut path = vec!["deploymentSpec".to_owned()];
         let name = "ml_pipelines.PipelineDeploymentConfig";
-        document.deployment = message(descriptors(), name, node, &mut path, &mut faults).unwrap_or_default();
+        document.deployment = message(name, node.into(), node.place, &mut path, &mut faults).unwrap_or_default();
     }
     if let Some(node) = &parts.platform {
         read_platform(node, &mut document, &mut faults);
@@ -171,11 +171,13 @@ fn document(nodes: Vec<Node>) -> Result<Document, Error> {
 
 fn split(nodes: Vec<Node>, faults: &mut Faults) -> Parts {
     let mut parts = Parts::default();
-    for node in nodes {
-        if let Some(spec) = node.field("pipelineSpec").cloned() {
+    for mut node in nodes {
+        if let Some(spec) = node.take_field("pipelineSpec") {
             set(&mut parts.spec, spec, "pipeline", faults);
-            if let Some(platform) = node.field("platformSpec").filter(|node| !matches!(node.content, Content::Null)) {
-                set(&mut parts.platform, platform.clone(), "platform", faults);
+            if let Some(platform) =
+                node.take_field("platformSpec").filter(|node| !matches!(node.content, Content::Null))
+            {
+                set(&mut parts.platform, platform, "platform", faults);
             }
             continue;
         }
@@ -220,7 +222,7 @@ fn set(part: &mut Option<Node>, node: Node, what: &str, faults: &mut Faults) {
 }
 
 fn read_platform(node: &Node, document: &mut Document, faults: &mut Faults) {
-    document.platform = message(descriptors(), "ml_pipelines.PlatformSpec", node, &mut Vec::new(), faults);
+    document.platform = message("ml_pipelines.PlatformSpec", node.into(), node.place, &mut Vec::new(), faults);
     let Some(kubernetes) = document.platform.as_ref().and_then(|platform| platform.platforms.get("kubernetes")) else {
         return;
     };
@@ -232,33 +234,98 @@ fn read_platform(node: &Node, document: &mut Document, faults: &mut Faults) {
             let mut path: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             path.push(entry.key.clone());
             let name = "kfp_kubernetes.KubernetesExecutorConfig";
-            if let Some(config) = message(descriptors(), name, &entry.value, &mut path, faults) {
+            if let Some(config) = message(name, (&entry.value).into(), entry.place, &mut path, faults) {
                 document.kubernetes.insert(entry.key.clone(), config);
             }
         }
     }
 }
 
+/// The specification, or its faults. Components and tasks, of which there may be thousands, are read one after the other.
+fn specification(node: &Node, faults: &mut Faults) -> PipelineSpec {
+    let (components, root) = (entries_of(node, &["components"]), node.field("root"));
+    let is_object = |node: &&Node| matches!(node.content, Content::Map(_));
+    // Faults of fields that are no objects are found where the specification is read.
+    let without: &'static [&'static str] = match (components.is_some(), root.filter(is_object).is_some()) {
+        (true, true) => &["components", "root"],
+        (true, false) => &["components"],
+        (false, true) => &["root"],
+        (false, false) => &[],
+    };
+    let rest = Part { node, without: Without::Fields(without) };
+    let mut spec: PipelineSpec =
+        message("ml_pipelines.PipelineSpec", rest, node.place, &mut Vec::new(), faults).unwrap_or_default();
+    for entry in components.unwrap_or_default() {
+        let mut path = vec!["components".to_owned(), entry.key.clone()];
+        if let Some(component) = component(&entry.value, entry.place, &mut path, faults) {
+            spec.components.insert(entry.key.clone(), component);
+        }
+    }
+    if let Some(root) = root.filter(is_object) {
+        let mut path = vec!["root".to_owned()];
+        spec.root = component(root, node.find(&path), &mut path, faults);
+    }
+    spec
+}
+
+/// A component with the tasks of its graph, or its faults.
+fn component(node: &Node, place: Option<Place>, path: &mut Vec<String>, faults: &mut Faults) -> Option<ComponentSpec> {
+    let name = "ml_pipelines.ComponentSpec";
+    let Some(tasks) = entries_of(node, &["dag", "tasks"]) else {
+        return message(name, node.into(), place, path, faults);
+    };
+    let rest = Part { node, without: Without::FieldOf("dag", &["tasks"]) };
+    let mut component: ComponentSpec = message(name, rest, place, path, faults)?;
+    let Some(Implementation::Dag(dag)) = &mut component.implementation else { return Some(component) };
+    let depth = path.len();
+    for entry in tasks {
+        path.extend(["dag".to_owned(), "tasks".to_owned(), entry.key.clone()]);
+        if let Some(task) = message("ml_pipelines.PipelineTaskSpec", (&entry.value).into(), entry.place, path, faults) {
+            dag.tasks.insert(entry.key.clone(), task);
+        }
+        path.truncate(depth);
+    }
+    Some(component)
+}
+
+/// The fields of the object that a path leads to, if they all are objects. The names in the path are the same in camel and in snake case.
+fn entries_of<'a>(node: &'a Node, path: &[&str]) -> Option<&'a [Entry]> {
+    let node = path.iter().try_fold(node, |node, name| node.get(name))?;
+    match &node.content {
+        Content::Map(entries) if entries.iter().all(|entry| matches!(entry.value.content, Content::Map(_))) => {
+            Some(entries)
+        }
+        _ => None,
+    }
+}
+
 /// A node as a message, or its faults.
-fn message<M: prost::Message + Default>(
-    pool: &DescriptorPool,
+fn message<M: Message + Default>(
     name: &str,
-    node: &Node,
+    part: Part<'_>,
+    place: Option<Place>,
     path: &mut Vec<String>,
     faults: &mut Faults,
 ) -> Option<M> {
-    let descriptor = pool.get_message_by_name(name).expect("the message is in the committed descriptors");
-    match deserialize(&descriptor, &node.to_json()) {
-        Ok(message) => match message.transcode_to() {
-            Ok(message) => return Some(message),
-            Err(error) => faults.push(node.place, path, error.to_string()),
-        },
-        Err(_) => locate(&descriptor, node, node.place, path, faults),
+    let descriptor = descriptors().get_message_by_name(name).expect("the message is in the committed descriptors");
+    match deserialize(&descriptor, part) {
+        Ok(message) => {
+            let bytes = message.encode_to_vec();
+            drop(message);
+            match M::decode(bytes.as_slice()) {
+                Ok(message) => return Some(message),
+                Err(error) => faults.push(place, path, error.to_string()),
+            }
+        }
+        Err(_) => locate(&descriptor, part, place, path, faults),
     }
     None
 }
 
-fn deserialize(descriptor: &MessageDescriptor, value: &Value) -> Result<DynamicMessage, String> {
+fn deserialize<'a>(
+    descriptor: &MessageDescriptor,
+    value: impl Deserializer<'a, Error = serde_json::Error>,
+) -> Result<DynamicMessage, String> {
     DynamicMessage::deserialize_with_options(descriptor.clone(), value, &DeserializeOptions::new())
         .map_err(|error| error.to_string())
 }
@@ -266,30 +333,30 @@ fn deserialize(descriptor: &MessageDescriptor, value: &Value) -> Result<DynamicM
 /// Finds the faults of a node that is not the JSON of a message, in its smallest parts that are not valid.
 fn locate(
     descriptor: &MessageDescriptor,
-    node: &Node,
+    part: Part<'_>,
     place: Option<Place>,
     path: &mut Vec<String>,
     faults: &mut Faults,
 ) {
-    let Err(reason) = deserialize(descriptor, &node.to_json()) else {
+    let Err(reason) = deserialize(descriptor, part) else {
         return;
     };
-    let Content::Map(entries) = &node.content else {
-        let expected =
-            if is_well_known(descriptor) { reason } else { format!("expected an object, got {}", node.type_name()) };
+    if !matches!(part.node.content, Content::Map(_)) {
+        let type_name = part.node.type_name();
+        let expected = if is_well_known(descriptor) { reason } else { format!("expected an object, got {type_name}") };
         faults.push(place, path, expected);
         return;
-    };
+    }
     if is_well_known(descriptor) {
         faults.push(place, path, reason);
         return;
     }
     let before = faults.len();
-    for entry in entries {
+    for (entry, part) in part.entries() {
         path.push(entry.key.clone());
         match descriptor.fields().find(|field| field.json_name() == entry.key || field.name() == entry.key) {
             None => faults.push(entry.place, path, format!("unknown field '{}'", entry.key)),
-            Some(field) => locate_field(descriptor, &field, &entry.value, entry.place, path, faults),
+            Some(field) => locate_field(descriptor, &field, part, entry.place, path, faults),
         }
         path.pop();
     }
@@ -302,7 +369,7 @@ fn locate(
 fn locate_field(
     parent: &MessageDescriptor,
     field: &FieldDescriptor,
-    node: &Node,
+    part: Part<'_>,
     place: Option<Place>,
     path: &mut Vec<String>,
     faults: &mut Faults,
@@ -311,19 +378,20 @@ fn locate_field(
     let check = |value: Value, place: Option<Place>, path: &[String], faults: &mut Faults| {
         let mut object = Map::new();
         object.insert(field.json_name().to_owned(), value);
-        if let Err(reason) = deserialize(parent, &Value::Object(object)) {
+        if let Err(reason) = deserialize(parent, Value::Object(object)) {
             faults.push(place, path, reason);
         }
     };
+    let node = part.node;
     match (&node.content, field) {
         (Content::Null, _) => {}
-        (Content::Map(entries), field) if field.is_map() => {
+        (Content::Map(_), field) if field.is_map() => {
             let Kind::Message(entry_type) = field.kind() else { return };
             let value_kind = entry_type.map_entry_value_field().kind();
-            for entry in entries {
+            for (entry, part) in part.entries() {
                 path.push(entry.key.clone());
                 if let Kind::Message(descriptor) = &value_kind {
-                    locate(descriptor, &entry.value, entry.place, path, faults);
+                    locate(descriptor, part, entry.place, path, faults);
                 } else {
                     let object = [(entry.key.clone(), entry.value.to_json())].into_iter().collect();
                     check(Value::Object(object), entry.place, path, faults);
@@ -338,7 +406,7 @@ fn locate_field(
             for (at, item) in items.iter().enumerate() {
                 path.push(at.to_string());
                 if let Kind::Message(descriptor) = field.kind() {
-                    locate(&descriptor, item, item.place, path, faults);
+                    locate(&descriptor, item.into(), item.place, path, faults);
                 } else {
                     check(Value::Array(vec![item.to_json()]), item.place, path, faults);
                 }
@@ -347,7 +415,7 @@ fn locate_field(
         }
         (_, field) if field.is_list() => faults.push(place, path, format!("expected a list, got {}", node.type_name())),
         (_, field) => match field.kind() {
-            Kind::Message(descriptor) => locate(&descriptor, node, place, path, faults),
+            Kind::Message(descriptor) => locate(&descriptor, part, place, path, faults),
             _ => check(node.to_json(), place, path, faults),
         },
     }

@@ -6,6 +6,8 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use serde_json::{Map, Number, Value};
 use serde_saphyr::{Location, Spanned};
 
+use crate::proto_json::snake_case;
+
 /// Place of a node in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
@@ -60,6 +62,14 @@ impl Node {
         self.field_entry(name).map(|entry| &entry.value)
     }
 
+    /// Takes the field with this name out of a message.
+    pub(crate) fn take_field(&mut self, name: &str) -> Option<Self> {
+        let Content::Map(entries) = &mut self.content else { return None };
+        let names = [name, &snake_case(name)];
+        let at = names.iter().find_map(|name| entries.iter().position(|entry| entry.key == *name))?;
+        Some(entries.remove(at).value)
+    }
+
     fn field_entry(&self, name: &str) -> Option<&Entry> {
         self.entry(name).or_else(|| self.entry(&snake_case(name)))
     }
@@ -108,18 +118,6 @@ impl Node {
             Content::Map(_) => "an object",
         }
     }
-}
-
-/// The name of a field in a proto file: `pipelineInfo` is `pipeline_info`.
-fn snake_case(name: &str) -> String {
-    let mut out = String::with_capacity(name.len() + 4);
-    for c in name.chars() {
-        if c.is_ascii_uppercase() {
-            out.push('_');
-        }
-        out.push(c.to_ascii_lowercase());
-    }
-    out
 }
 
 impl From<Value> for Node {

@@ -29,6 +29,7 @@ pub const MIGRATION: Migration = Migration {
         include_str!("../../migrations/002_steps.sql"),
         include_str!("../../migrations/003_owners.sql"),
         include_str!("../../migrations/004_workers.sql"),
+        include_str!("../../migrations/005_tracking.sql"),
     ],
 };
 

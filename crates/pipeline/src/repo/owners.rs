@@ -33,29 +33,32 @@ pub(crate) fn list(c: &Connection) -> Result<Vec<Owner>, Error> {
     Ok(c.rows("SELECT owner, beats FROM pipeline_owners ORDER BY owner", params![], owner)?)
 }
 
-/// Gives the unfinished runs of a server to another one, unless it has beaten meanwhile.
+/// Gives the runs of a server that are not finished, or not tracked to their end, to another one, unless it has beaten meanwhile.
 pub(crate) fn take_over(c: &Connection, from: &Owner, to: &str) -> Result<(), Error> {
     let removed =
         c.execute("DELETE FROM pipeline_owners WHERE owner = ?1 AND beats = ?2", params![from.name, from.beats])?;
     if removed == 1 {
-        let sql = format!("UPDATE pipeline_runs SET owner = ?2 WHERE owner = ?1 AND state IN ({UNFINISHED})");
+        let sql = format!(
+            "UPDATE pipeline_runs SET owner = ?2 WHERE owner = ?1 AND (state IN ({UNFINISHED}) OR is_tracked = 0)"
+        );
         c.execute(&sql, params![from.name, to])?;
     }
     Ok(())
 }
 
-/// Gives a server the unfinished runs whose owner is not known: those of an earlier version, and those of a server that was taken over.
+/// Gives a server the runs, not finished or not tracked to their end, whose owner is not known: those of an earlier version, and those of a server that was taken over.
 pub(crate) fn adopt(c: &Connection, by: &str) -> Result<(), Error> {
     let sql = format!(
         "UPDATE pipeline_runs SET owner = ?1
-         WHERE state IN ({UNFINISHED}) AND owner NOT IN (SELECT owner FROM pipeline_owners)"
+         WHERE (state IN ({UNFINISHED}) OR is_tracked = 0) AND owner NOT IN (SELECT owner FROM pipeline_owners)"
     );
     c.execute(&sql, [by])?;
     Ok(())
 }
 
-/// Gives a server all unfinished runs.
+/// Gives a server all runs that are not finished, or not tracked to their end.
 pub(crate) fn adopt_all(c: &Connection, by: &str) -> Result<(), Error> {
-    c.execute(&format!("UPDATE pipeline_runs SET owner = ?1 WHERE state IN ({UNFINISHED})"), [by])?;
+    let sql = format!("UPDATE pipeline_runs SET owner = ?1 WHERE state IN ({UNFINISHED}) OR is_tracked = 0");
+    c.execute(&sql, [by])?;
     Ok(())
 }

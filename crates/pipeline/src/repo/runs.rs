@@ -81,8 +81,8 @@ pub(crate) fn insert(c: &Connection, r: &Run, owner: &str) -> Result<bool, Error
     let inserted = c.execute(
         "INSERT INTO pipeline_runs (run_id, namespace, experiment_id, display_name, description, service_account, storage_state, state,
            created_at, scheduled_at, finished_at, pipeline_name, pipeline_id, version_id, spec, parameters, pipeline_root,
-           recurring_run_id, history, error, task_changes, owner)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)
+           recurring_run_id, history, error, task_changes, owner, is_tracked)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, 0)
          ON CONFLICT (run_id) DO NOTHING",
         params![
             r.run_id,
@@ -160,6 +160,21 @@ pub(crate) fn unfinished_of_owner(c: &Connection, owner: &str) -> Result<Vec<(St
     Ok(c.rows(&sql, [owner], |row| Ok((row.get(0)?, state(row, 1, RunState::Pending)?)))?)
 }
 
+/// The runs of an owner that have ended, and of which not everything was passed on to the tracking store.
+pub(crate) fn untracked_of_owner(c: &Connection, owner: &str) -> Result<Vec<String>, Error> {
+    let sql = format!(
+        "SELECT run_id FROM pipeline_runs WHERE owner = ?1 AND is_tracked = 0 AND state NOT IN ({UNFINISHED}) ORDER BY run"
+    );
+    Ok(c.rows(&sql, [owner], |row| row.get(0))?)
+}
+
+/// Records that everything that happened in a run was passed on to the tracking store, unless the run goes on.
+pub(crate) fn set_tracked(c: &Connection, id: &str) -> Result<(), Error> {
+    let sql = format!("UPDATE pipeline_runs SET is_tracked = 1 WHERE run_id = ?1 AND state NOT IN ({UNFINISHED})");
+    c.execute(&sql, [id])?;
+    Ok(())
+}
+
 /// The owner of a run.
 pub(crate) fn owner(c: &Connection, id: &str) -> Result<String, Error> {
     let found = c.first("SELECT owner FROM pipeline_runs WHERE run_id = ?1", [id], |row| row.get(0))?;
@@ -211,7 +226,7 @@ pub fn set_state(
     history.push(StateChange { at: now, state: to, error: error.to_owned() });
     let finished_at = if to.is_final() { now } else { 0 };
     c.execute(
-        "UPDATE pipeline_runs SET state = ?2, history = ?3, error = ?4, finished_at = ?5 WHERE run_id = ?1",
+        "UPDATE pipeline_runs SET state = ?2, history = ?3, error = ?4, finished_at = ?5, is_tracked = 0 WHERE run_id = ?1",
         params![id, state_name(to), to_json(&history), error, finished_at],
     )?;
     Ok(true)

@@ -1,5 +1,7 @@
 //! What the execution of a run needs to know about it.
 
+use std::sync::Arc;
+
 use slipway_store::sql::Connection;
 
 use super::{Service, ids, specification};
@@ -18,17 +20,26 @@ pub struct RunContext {
     /// What its tasks may know about it.
     pub info: RunInfo,
     /// The specification.
-    pub document: Document,
+    pub document: Arc<Document>,
 }
 
 impl RunContext {
-    /// Loads a run. `pipeline_root` is the root of artifacts for runs and pipelines that give none.
+    /// Loads a run. `pipeline_root` is the root of artifacts for runs and pipelines that give none. `document` is its specification, if that
+    /// was just read.
     ///
     /// # Errors
     /// [`Error::NotFound`], or an error of the store.
-    pub fn load(c: &Connection, run_id: &str, pipeline_root: &str) -> Result<Self, Error> {
+    pub fn load(
+        c: &Connection,
+        run_id: &str,
+        pipeline_root: &str,
+        document: Option<Arc<Document>>,
+    ) -> Result<Self, Error> {
         let run = repo::runs::find(c, run_id)?;
-        let document = specification::from_stored(&repo::specs::find(c, &run.spec)?)?;
+        let document = match document {
+            Some(document) => document,
+            None => Arc::new(specification::from_stored(&repo::specs::find(c, &run.spec)?)?),
+        };
         let roots = [&run.config.pipeline_root, &document.spec.default_pipeline_root];
         let root = roots.into_iter().find(|root| !root.is_empty()).map_or(pipeline_root, String::as_str);
         let info = RunInfo {
@@ -55,6 +66,6 @@ impl Service {
     /// [`Error::NotFound`], or an error of the store.
     pub async fn run_context(&self, run_id: String) -> Result<RunContext, Error> {
         let root = self.options.pipeline_root.clone();
-        self.db.read(move |c| RunContext::load(c, &run_id, &root)).await
+        self.db.read(move |c| RunContext::load(c, &run_id, &root, None)).await
     }
 }

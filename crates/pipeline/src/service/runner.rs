@@ -1,9 +1,12 @@
 //! The seam to execution. The service records what is desired and tells the runner, which does it.
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 use slipway_exec::LogStream;
 
 use crate::Error;
+use crate::ir::Document;
 pub use crate::launch::ArtifactStream;
 use crate::model::{Artifact, TaskPath};
 
@@ -17,8 +20,8 @@ pub trait Runner: std::fmt::Debug + Send + Sync {
     fn ready(&self) -> Result<(), Error>;
     /// The name of this server, to which the runs belong that it accepts.
     fn owner(&self) -> String;
-    /// Starts a run of this server, whose state is `PENDING`.
-    fn start(&self, run_id: String);
+    /// Starts a run of this server, whose state is `PENDING`. `document` is its specification.
+    fn start(&self, run_id: String, document: Arc<Document>);
     /// Stops the tasks of a run, whose state is `CANCELING`, and then sets it to `CANCELED`.
     fn cancel(&self, run_id: String);
     /// Continues a run that failed or was canceled, whose state is `PENDING` again.

@@ -1,5 +1,7 @@
 //! Runs.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde_json::Value;
 use slipway_core::clock::now_ms;
@@ -62,7 +64,7 @@ pub enum Side {
 pub(super) struct Resolved {
     pub(super) source: Source,
     pub(super) spec: StoredSpec,
-    pub(super) document: Document,
+    pub(super) document: Arc<Document>,
 }
 
 impl Service {
@@ -74,7 +76,11 @@ impl Service {
             }
             NewSource::Inline(value) => {
                 let (spec, document) = blocking(move || specification::from_json(value)).await?;
-                Ok(Resolved { source: Source::Inline { spec: spec.digest.clone() }, spec, document })
+                Ok(Resolved {
+                    source: Source::Inline { spec: spec.digest.clone() },
+                    spec,
+                    document: Arc::new(document),
+                })
             }
             NewSource::Reference { pipeline_id, version_id } => {
                 let service = self.clone();
@@ -82,7 +88,7 @@ impl Service {
                 let (source, spec) = self.db.read(find).await?;
                 let stored = spec.clone();
                 let document = blocking(move || specification::from_stored(&stored)).await?;
-                Ok(Resolved { source, spec, document })
+                Ok(Resolved { source, spec, document: Arc::new(document) })
             }
         }
     }
@@ -159,7 +165,7 @@ impl Service {
         };
         let owner = self.runner.owner();
         let created = self.db.write(move |c| insert(c, &run, &resolved.spec, &owner).map(|_| run)).await?;
-        self.runner.start(created.run_id.clone());
+        self.runner.start(created.run_id.clone(), resolved.document);
         Ok(created)
     }
 

@@ -10,10 +10,10 @@ use slipway_core::clock::now_ms;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::runs::insert;
+use super::runs::{Resolved, insert};
 use super::{NewSource, Service, ids, parameters, specification};
 use crate::Error;
-use crate::entity::{RecurringRun, Run, RuntimeConfig, Source, StateChange, StorageState, StoredSpec};
+use crate::entity::{RecurringRun, Run, RuntimeConfig, Source, StateChange, StorageState};
 use crate::model::RunState;
 use crate::repo;
 use crate::schedule::macros::Macros;
@@ -89,7 +89,7 @@ impl Service {
             recurring.last_slot = Some(slot);
             recurring.next_slot = recurring.schedule.next(Some(slot), zone);
             match self.scheduled_run(&recurring, slot, now).await {
-                Ok((run, spec)) => {
+                Ok((run, Resolved { spec, document, .. })) => {
                     recurring.triggered += 1;
                     recurring.error.clear();
                     let (progress, run_id, owner) = (recurring.clone(), run.run_id.clone(), self.runner.owner());
@@ -101,7 +101,7 @@ impl Service {
                         })
                         .await?;
                     if inserted {
-                        self.runner.start(run_id);
+                        self.runner.start(run_id, document);
                     }
                 }
                 Err(Error::Store(error)) => return Err(error.into()),
@@ -124,8 +124,8 @@ impl Service {
         self.db.write(move |c| repo::recurring::set_progress(c, &progress)).await
     }
 
-    /// The run for a slot.
-    async fn scheduled_run(&self, recurring: &RecurringRun, slot: i64, now: i64) -> Result<(Run, StoredSpec), Error> {
+    /// The run for a slot, and its specification.
+    async fn scheduled_run(&self, recurring: &RecurringRun, slot: i64, now: i64) -> Result<(Run, Resolved), Error> {
         let reference = |pipeline_id: &str, version_id: &str| NewSource::Reference {
             pipeline_id: pipeline_id.to_owned(),
             version_id: version_id.to_owned(),
@@ -157,7 +157,7 @@ impl Service {
             scheduled_at: slot.saturating_mul(1000),
             finished_at: 0,
             pipeline_name: specification::name(&resolved.document),
-            source: resolved.source,
+            source: resolved.source.clone(),
             spec: resolved.spec.digest.clone(),
             config: RuntimeConfig {
                 parameters: macros.in_parameters(recurring.config.parameters.clone()),
@@ -168,6 +168,6 @@ impl Service {
             error: String::new(),
             task_changes: 0,
         };
-        Ok((run, resolved.spec))
+        Ok((run, resolved))
     }
 }

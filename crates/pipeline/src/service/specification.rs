@@ -31,7 +31,7 @@ pub(super) fn from_stored(spec: &StoredSpec) -> Result<Document, Error> {
 }
 
 fn stored(document: &Document) -> StoredSpec {
-    let text: Arc<str> = write::to_json(document).to_string().into();
+    let text: Arc<str> = write::to_text(document).into();
     StoredSpec { digest: slipway_core::hex::encode(digest(&SHA256, text.as_bytes()).as_ref()), text }
 }
 

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use slipway_exec::{ExecError, LogStream};
 use slipway_pipeline::Error;
 use slipway_pipeline::driver::Driver;
+use slipway_pipeline::ir::Document;
 use slipway_pipeline::model::{Artifact, TaskPath};
 use slipway_pipeline::service::{ArtifactStream, Runner};
 
@@ -55,9 +56,9 @@ impl Runner for PipelineRunner {
         self.get().map_or_else(|_| String::new(), Runner::owner)
     }
 
-    fn start(&self, run_id: String) {
+    fn start(&self, run_id: String, document: Arc<Document>) {
         if let Ok(driver) = self.get() {
-            driver.start(run_id);
+            driver.start(run_id, document);
         }
     }
 

@@ -11,7 +11,7 @@ use slipway_pipeline::engine::{TaskKind, TaskRecord};
 use slipway_pipeline::model::{Artifact, Launch, RunInfo, RunState, TaskPath, TaskState};
 use slipway_pipeline::tracker::{Tracker, tracked_id};
 use slipway_pipeline::value;
-use slipway_track::model::{Dataset, DatasetInput, KeyValue};
+use slipway_track::model::{Dataset, DatasetInput, KeyValue, Run};
 use slipway_track::service::metrics::NewMetric;
 use slipway_track::service::{ATTEMPTS_TAG, NAMESPACE_TAG, NewRun};
 use slipway_track::{Error, ErrorCode, Tracking};
@@ -113,6 +113,12 @@ fn of_task(run: &RunInfo, path: &TaskPath) -> Vec<KeyValue> {
     vec![tag(RUN_TAG, &run.run_id), tag(TASK_TAG, &path.0)]
 }
 
+/// Whether the end of this attempt is recorded already. The status is recorded last.
+fn is_recorded(run: &Run, attempt: u32) -> bool {
+    let attempt = attempt.to_string();
+    run.info.end_time.is_some() && run.data.tags.iter().any(|tag| tag.key == ATTEMPTS_TAG && tag.value == attempt)
+}
+
 impl PipelineTracker {
     pub(crate) fn new(tracking: Tracking, isolated: bool) -> Self {
         Self { tracking, isolated, active: Mutex::default() }
@@ -204,14 +210,24 @@ impl PipelineTracker {
             return Ok(());
         }
         let own_id = tracked_id(&run.run_id, Some(&task.path));
-        self.active.lock().remove(&own_id);
+        {
+            let mut active = self.active.lock();
+            // The end may be one from before the run was retried; then another attempt executes.
+            if active.get(&own_id).is_some_and(|active| active.attempt <= task.attempt) {
+                active.remove(&own_id);
+            }
+        }
         let name = tracked.is_some().then(|| task.path.0.clone());
         let id = tracked.unwrap_or(own_id);
         let end = task.finished_at.unwrap_or_else(now_ms);
         let start = task.started_at.unwrap_or(end);
         let mut values = parameters(task.inputs.parameters.iter());
         // A program that used its token has a tracked run already. What it has logged itself stays as it is.
-        let logged = self.tracking.run(&id).ok().map(|run| run.data.params);
+        let found = self.tracking.run(&id).ok();
+        if found.as_ref().is_some_and(|found| is_recorded(found, task.attempt)) {
+            return Ok(());
+        }
+        let logged = found.map(|run| run.data.params);
         values.retain(|value| !logged.iter().flatten().any(|known| known.key == value.key));
         // The number of attempts marks the end of the task: tokens of a run that has it are invalid.
         let mut tags = of_task(run, &task.path);

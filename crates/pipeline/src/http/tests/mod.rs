@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 
 use crate::Error;
+use crate::ir::Document;
 use crate::model::{Artifact, RunState, TaskPath};
 use crate::repo;
 use crate::service::{ArtifactStream, DownloadRules, Options, Runner, Service};
@@ -72,7 +73,7 @@ impl Runner for Recorder {
         OWNER.into()
     }
 
-    fn start(&self, run_id: String) {
+    fn start(&self, run_id: String, _: Arc<Document>) {
         self.record(format!("start {run_id}"));
     }
 
