@@ -93,7 +93,7 @@ def pipeline(name, *steps, config=None):
 class Run:
     """A run of a pipeline."""
 
-    def __init__(self, lab, ns, compiled):
+    def __init__(self, lab, ns, compiled, root=None):
         self.lab, self.ns = lab, ns
         file = lab.folder / "pipeline.json"
         file.write_text(json.dumps(compiled["pipeline_spec"]) if not compiled.get("platform_spec") else json.dumps(compiled))
@@ -101,6 +101,8 @@ class Run:
         code, experiment = self.server.request("/apis/v2beta1/experiments", {"display_name": f"e{time.monotonic_ns()}", "namespace": ns})
         assert code == 200, experiment
         body = {"display_name": "run", "experiment_id": experiment["experiment_id"], "pipeline_spec": compiled}
+        if root:
+            body["runtime_config"] = {"pipeline_root": root}
         code, created = self.server.request("/apis/v2beta1/runs", body)
         assert code == 200, created
         self.id = created["run_id"]
@@ -270,6 +272,17 @@ def workspace_is_shared_and_inputs_come_from_buckets(lab):
             claim = f"{run.id}-kfp-workspace"
             # Kubernetes keeps a deleted claim until the last pod that mounted it is deleted.
             eventually(lambda: "deletionTimestamp" in lab.get("-n", ns, "pvc", claim)["metadata"], message="the workspace is deleted")
+
+            # A root in a bucket of the tenant: the outputs do not go through the control plane.
+            make = Step("make", "echo model > {{$.outputs.artifacts['model'].path}}", makes=["model"])
+            use = Step("use", "cat {{$.inputs.artifacts['model'].path}} > {{$.outputs.parameters['all'].output_file}}",
+                       artifacts={"model": ("make", "model")}, outputs=["all"])
+            run = Run(lab, ns, pipeline("roots", make, use), root="s3://slipway/team-a")
+            tasks = {t["path"]: t for t in run.wait()["tasks"]}
+            assert tasks["use"]["outputs"]["parameters"] == {"all": "model\n"}, tasks
+            uri = tasks["make"]["outputs"]["artifacts"]["model"][0]["uri"]
+            assert uri.startswith("s3://slipway/team-a/roots/"), uri
+            assert (bucket.folder / uri.removeprefix("s3://")).read_bytes() == b"model\n"
     finally:
         bucket.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -68,6 +68,13 @@ pub(crate) fn is_remote(uri: &str) -> bool {
     is_bucket(uri) || is_web(uri)
 }
 
+/// The URI of what has a path below the root of a run, if the root is in a bucket.
+pub(crate) fn below(root: &str, path: &str) -> Option<String> {
+    // What Kubeflow's roots have behind a question mark is about the service, and would hide the path.
+    let root = root.split_once('?').map_or(root, |(before, _)| before);
+    is_bucket(root).then(|| format!("{}/{path}", root.trim_end_matches('/')))
+}
+
 fn is_web(uri: &str) -> bool {
     uri.starts_with("http://") || uri.starts_with("https://")
 }
@@ -251,6 +258,16 @@ mod tests {
         for other in ["/a", "file:///a", "oci://registry/image", "s3://", "s3:/a", "slipway-pipelines:/"] {
             assert!(!is_remote(other), "{other}");
         }
+    }
+
+    #[test]
+    fn paths_are_below_a_root_without_its_query() {
+        assert_eq!(
+            below("minio://mlpipeline/v2/?endpoint=x:9000", "p/r").as_deref(),
+            Some("minio://mlpipeline/v2/p/r")
+        );
+        assert_eq!(below("s3://models", "p/r").as_deref(), Some("s3://models/p/r"));
+        assert_eq!(below("/srv/pipelines", "p/r"), None);
     }
 
     #[tokio::test]

@@ -181,7 +181,8 @@ impl Execution {
         Ok(Outcome::Succeeded(outputs))
     }
 
-    /// Uploads an artifact that the program wrote in this pod. One that the program put elsewhere keeps its URI.
+    /// Delivers an artifact that the program wrote in this pod: to the bucket of the run, or to the control plane. One that the program put
+    /// elsewhere keeps its URI.
     async fn upload(&self, name: &str, index: usize, artifact: &mut Artifact) -> Result<(), String> {
         if !artifact.uri.starts_with('/') {
             return Ok(());
@@ -189,7 +190,11 @@ impl Execution {
         let path = PathBuf::from(std::mem::replace(&mut artifact.uri, uri(&self.outputs, name, index)));
         if path.exists() {
             artifact.digest = seal(&path, DIGEST_LIMIT);
-            let uploaded = self.client.upload(name, index, &path).await;
+            let uploaded = if buckets::is_bucket(&artifact.uri) {
+                self.buckets.deliver(&path, &artifact.uri).await
+            } else {
+                self.client.upload(name, index, &path).await
+            };
             uploaded.map_err(|reason| format!("the output artifact '{name}' cannot be delivered: {reason}"))?;
         }
         Ok(())

@@ -101,8 +101,7 @@ impl Attempt {
             uuid::Uuid::new_v4().to_string(),
         ]
         .join("/");
-        let remote = buckets::is_bucket(&run.pipeline_root)
-            .then(|| format!("{}/{below_root}", run.pipeline_root.trim_end_matches('/')));
+        let remote = buckets::below(&run.pipeline_root, &below_root);
         let outputs = if remote.is_some() { self.path("delivered") } else { artifacts.join(&below_root) };
         let declared = launch.component.output_definitions.as_ref();
         let has_artifacts = declared.is_some_and(|declared| !declared.artifacts.is_empty());

@@ -8,14 +8,13 @@ use serde::{Deserialize, Serialize};
 use slipway_store::{Objects, StoreError};
 
 use crate::error::Error;
-use crate::launch::{ArtifactStream, file_name};
+use crate::launch::{ArtifactStream, buckets, file_name};
 use crate::model::Artifact;
 
 /// What the URIs of artifacts begin with; a path in the object store follows.
 pub(super) const SCHEME: &str = "slipway-pipelines:/";
 
-/// Where the outputs of one attempt are, as the beginning of their URIs. `place` distinguishes the pods that execute it one after the other:
-/// the number of the pod, or its worker.
+/// What the URIs of the outputs of an attempt in the object store begin with.
 pub(super) fn prefix(namespace: &str, step: &str, place: &str, run_id: &str) -> String {
     format!("{SCHEME}{namespace}/{run_id}/{step}/{place}")
 }
@@ -65,6 +64,11 @@ pub(super) async fn is_there(objects: &Objects, artifact: &Artifact) -> bool {
 
 /// The content of an artifact that is a file.
 pub(super) async fn read(objects: &Objects, namespace: &str, artifact: &Artifact) -> Result<ArtifactStream, Error> {
+    if buckets::is_bucket(&artifact.uri) {
+        let reason =
+            format!("artifact {} is at {}, which only the pods of its namespace can read", artifact.id, artifact.uri);
+        return Err(Error::NotFound(reason));
+    }
     let missing = || Error::NotFound(format!("artifact {} has no file in this installation", artifact.id));
     let path = object_of(&artifact.uri, namespace).ok_or_else(missing)?;
     let reader = match objects.get(path).await {

@@ -122,7 +122,7 @@ async fn find(inner: &Inner, caller: &Caller) -> Result<(Order, RunIdentity), Er
     }
     let step = Step::parse(&row.step)?;
     let place = worker.map_or_else(|| run.attempt.to_string(), str::to_owned);
-    let outputs = artifacts::prefix(&run.namespace, pool::step_of(&run.name).0, &place, step.run_id());
+    let outputs = step.outputs(pool::step_of(&run.name).0, &place);
     Ok((Order::Execute { step: Box::new(step), outputs }, run))
 }
 

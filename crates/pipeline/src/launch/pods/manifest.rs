@@ -22,7 +22,7 @@ const TASK_ANNOTATION: &str = "slipway.dev/pipeline-task";
 const MAX_TASK_CHARS: usize = 30;
 /// Seconds after the end of a step until its pod, and with it its log, is deleted: one day.
 const TTL_SECONDS: u32 = 24 * 3600;
-/// Secret of a namespace with credentials for the buckets that its pipelines import from, as environment variables.
+/// Secret of a namespace with credentials for the buckets of its pipelines, as environment variables.
 const CREDENTIALS: &str = "slipway-buckets";
 /// A user without privileges, for the init container.
 const USER: u32 = 65532;
@@ -38,7 +38,7 @@ pub(super) fn name(id: &AttemptId) -> String {
     }
 }
 
-/// The settings of a task's pod with what its inputs need: the workspace of the run, and credentials for buckets.
+/// The settings of a task's pod with what its inputs and outputs need: the workspace of the run, and credentials for buckets.
 ///
 /// # Errors
 /// The settings are not valid.
@@ -50,7 +50,8 @@ pub(super) fn completed(launch: &Launch, mut pod: PodSettings) -> Result<PodSett
         volumes::mount_workspace(&mut pod.spec, &launch.run)
             .map_err(|reason| format!("task '{}': {reason}", launch.path))?;
     }
-    if launch.inputs.artifacts.values().flatten().any(|artifact| buckets::is_bucket(&artifact.uri)) {
+    let inputs = launch.inputs.artifacts.values().flatten().map(|artifact| &artifact.uri);
+    if inputs.chain([&launch.run.pipeline_root]).any(|uri| buckets::is_bucket(uri)) {
         pod.spec.env_from.push(json!({ "secretRef": { "name": CREDENTIALS, "optional": true } }));
     }
     Ok(pod)

@@ -39,7 +39,7 @@ use tokio::sync::Notify;
 use self::pool::Pools;
 pub use self::step::FOLDER;
 use self::step::Step;
-use super::{ArtifactStream, AttemptId, Launcher, claims};
+use super::{ArtifactStream, AttemptId, Launcher, buckets, claims};
 use crate::error::Error;
 use crate::model::{Artifact, Failure, Launch, Outcome, Outputs, RunInfo};
 use crate::platform::pod_settings;
@@ -412,6 +412,11 @@ impl Launcher for PodLauncher {
             Some(slipway_exec::tracked_id(&run.manifest.metadata.uid)).filter(|id| !id.is_empty())
         }
         .boxed()
+    }
+
+    fn reaches(&self, root: &str) -> bool {
+        // Whether the pods of a namespace have credentials for a bucket is known to its tenant only, who gives each run its root.
+        !buckets::is_bucket(root)
     }
 
     fn has(&self, outputs: Outputs) -> BoxFuture<'static, bool> {

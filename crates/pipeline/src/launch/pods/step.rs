@@ -79,6 +79,15 @@ impl Step {
         &self.run.run_id
     }
 
+    /// What the URIs of the outputs of an attempt begin with: below the root of the run if that is in a bucket, else in the object store of
+    /// the control plane. `name` is that of the step, and `place` distinguishes the pods that execute it one after the other: the number of
+    /// the pod, or its worker.
+    pub(super) fn outputs(&self, name: &str, place: &str) -> String {
+        let RunInfo { run_id, namespace, pipeline_root, pipeline_name, .. } = &self.run;
+        let path = [file_name(pipeline_name), file_name(run_id), name.to_owned(), place.to_owned()].join("/");
+        buckets::below(pipeline_root, &path).unwrap_or_else(|| artifacts::prefix(namespace, name, place, run_id))
+    }
+
     /// The task.
     pub(super) fn path(&self) -> &TaskPath {
         &self.path
