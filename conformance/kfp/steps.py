@@ -21,12 +21,13 @@ import urllib.error
 import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "testkit")]
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "dvc"), str(HERE.parent.parent / "testkit")]
 
 import kfp
 from kfp import compiler, dsl, kubernetes
 from kfp.dsl import Artifact, Dataset, Input, Output
 
+import cloud_services
 import services
 from lib import Slipway
 from suite import Skip, Suite, eventually, protected
@@ -166,31 +167,63 @@ def bucket():
         raise Skip(f"the S3 service cannot be started: {error}") from None
 
 
+@contextlib.contextmanager
+def azure():
+    with cloud_services.azure() as account:
+        environment = {"AZURE_STORAGE_ACCOUNT_NAME": account.ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": account.KEY,
+                       "AZURE_STORAGE_ENDPOINT": account.endpoint, "AZURE_ALLOW_HTTP": "true"}
+        yield environment
+
+
+@contextlib.contextmanager
+def google():
+    with cloud_services.google() as service:
+        account = {"gcs_base_url": service.endpoint, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+        yield {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account), "GOOGLE_ALLOW_HTTP": "true"}
+
+
+@dsl.pipeline(name="bucket")
+def through_a_bucket():
+    made = write()
+    read(table=made.outputs["table"], folder=made.outputs["folder"])
+
+
+@dsl.pipeline(name="imports")
+def importing(uri: str):
+    found = dsl.importer(artifact_uri=uri, artifact_class=Dataset)
+    first_line(data=found.output)
+
+
+def keeps_artifacts(fixture, environment, root):
+    with fixture.server(**environment) as client:
+        tasks = client.succeed(through_a_bucket, pipeline_root=root)
+        table = tasks["write"]["outputs"]["artifacts"]["table"][0]
+        assert table["uri"].startswith(root + "/bucket/") and table["digest"].startswith("sha256:"), table
+        assert table["metadata"] == {"rows": 1}, table
+        assert tasks["read"]["outputs"]["parameters"]["Output"] == "1,2 a/b/z a/y x", tasks["read"]
+
+        tasks = client.succeed(importing, uri=table["uri"])
+        assert tasks["first-line"]["outputs"]["parameters"]["Output"] == "1,2", tasks
+        reason = client.failure(importing, "first-line", uri=root + "/none")
+        assert "fetching the input artifact 'data'" in reason and "/none" in reason, reason
+
+
 @test
-def artifacts_are_kept_in_a_bucket(fixture):
-    @dsl.pipeline(name="bucket")
-    def pipeline():
-        made = write()
-        read(table=made.outputs["table"], folder=made.outputs["folder"])
-
+def artifacts_are_kept_in_a_bucket_of_s3(fixture):
     with bucket() as environment:
-        root = "s3://slipway/pipelines"
-        with fixture.server(**environment) as client:
-            tasks = client.succeed(pipeline, pipeline_root=root)
-            table = tasks["write"]["outputs"]["artifacts"]["table"][0]
-            assert table["uri"].startswith(root + "/bucket/") and table["digest"].startswith("sha256:"), table
-            assert table["metadata"] == {"rows": 1}, table
-            assert tasks["read"]["outputs"]["parameters"]["Output"] == "1,2 a/b/z a/y x", tasks["read"]
+        keeps_artifacts(fixture, environment, "s3://slipway/pipelines")
 
-            @dsl.pipeline(name="imports")
-            def imports(uri: str):
-                found = dsl.importer(artifact_uri=uri, artifact_class=Dataset)
-                first_line(data=found.output)
 
-            tasks = client.succeed(imports, uri=table["uri"])
-            assert tasks["first-line"]["outputs"]["parameters"]["Output"] == "1,2", tasks
-            reason = client.failure(imports, "first-line", uri=root + "/none")
-            assert "fetching the input artifact 'data'" in reason and "/none" in reason, reason
+@test
+def artifacts_are_kept_in_a_container_of_azure(fixture):
+    with azure() as environment:
+        keeps_artifacts(fixture, environment, f"az://{cloud_services.CONTAINER}/pipelines")
+
+
+@test
+def artifacts_are_kept_in_a_bucket_of_google(fixture):
+    with google() as environment:
+        keeps_artifacts(fixture, environment, f"gs://{cloud_services.BUCKET}/pipelines")
 
 
 @dsl.component

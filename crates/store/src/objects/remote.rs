@@ -61,7 +61,12 @@ impl Remote {
             return Err(invalid("it does not start with s3://, gs:// or az://".into()));
         }
         let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|e| invalid(e.to_string()))?;
-        let allow_http = env_var("AWS_ALLOW_HTTP").is_some_and(|v| v == "true");
+        let variable = match parsed.scheme() {
+            "gs" => "GOOGLE_ALLOW_HTTP",
+            "az" => "AZURE_ALLOW_HTTP",
+            _ => "AWS_ALLOW_HTTP",
+        };
+        let allow_http = env_var(variable).is_some_and(|value| value == "true");
         let http = HttpFactory::new(allow_http).map_err(|e| invalid(e.to_string()))?;
         let store: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::AmazonS3 => {
