@@ -1,5 +1,5 @@
 //! The controller: reconciles runs with their pods. It is level-triggered: each action depends on the cached state, not on the event that
-//! queued the run.
+//! queued the run. What is to be done is decided by [`reconcile`](super::reconcile); here it is done.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,21 +8,24 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
-use slipway_exec::lifecycle::{self, Action, Observation, Outcome, TRANSIENT_REASONS};
-use slipway_exec::{Phase, QueueSystem, RunStatus, TokenRequest, Tracked, Tracker, tracked_id};
+use slipway_exec::lifecycle::{self, Observation};
+use slipway_exec::{QueueSystem, RunStatus, TokenRequest, Tracked, Tracker};
 use slipway_objects::controller::{self, ControlLoop, Source};
+use slipway_objects::patch::Patch;
 use slipway_objects::selector::LabelSelector;
-use slipway_objects::store::Selection;
+use slipway_objects::store::{DeleteOptions, ObjectStore, Part, Propagation, Selection, WriteOptions};
+use slipway_objects::{Error, Object, Resource};
 use tokio::sync::mpsc;
 
 use super::data::PodData;
 use super::known::{Cache, Run};
 use super::pod::{self, AttemptSecret, Pod};
 use super::queues::{self, Queues, Unplaceable};
+use super::reconcile::{Action, Observed, Rejection, Usage, needs_usage, reconcile};
 use super::{Key, RUN, Settings, usage};
 use crate::api::POD;
 use crate::names::{self, RUN_LABEL};
-use crate::{Api, ApiServer, KubeError, Resource};
+use crate::{Api, ApiServer, KubeError};
 
 /// How the loop of the controller works.
 const LOOP: controller::Settings =
@@ -34,16 +37,24 @@ const MAX_SCHEDULING_WAIT_MS: i64 = 7 * 24 * 3_600_000;
 /// How long a secret is reused while creating its pod is retried, for instance because of a quota, in milliseconds. Added to the lifetime
 /// of its token. A new secret for each retry would fill the namespace; without this limit its token could expire before the pod starts.
 const SECRET_REUSE_MS: i64 = 24 * 3_600_000;
-/// Maximum interval at which the position of a queued run is read again.
-const MAX_QUEUE_INTERVAL: Duration = Duration::from_secs(300);
-const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
+const SECRET: crate::Resource<'static> =
+    crate::Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
 /// Message of the event for a pod that Kueue does not manage.
 const QUEUE_IGNORED: &str = "Kueue does not manage the pods of this namespace, so the run starts without waiting in its queue; enable the \
      integration \"pod\" and the namespace in Kueue's configuration";
 
+/// The resources that the controller writes.
+struct Kinds {
+    runs: Arc<Resource>,
+    pods: Arc<Resource>,
+    pod_groups: Arc<Resource>,
+    secrets: Arc<Resource>,
+}
+
 /// Reconciles all runs of a cluster while [`Controller::work`] is polled.
 pub(super) struct Controller {
-    api: Api,
+    store: ApiServer,
+    kinds: Kinds,
     settings: Settings,
     tracker: Arc<dyn Tracker>,
     cache: Cache,
@@ -88,8 +99,15 @@ impl Controller {
         });
         let agents = usage::Agents::new(api.clone(), settings.namespace.clone());
         let queues = Queues::new(api.clone(), settings.default_queues.clone(), settings.retry_delay);
+        let kinds = Kinds {
+            runs: RUN.stored(),
+            pods: POD.stored(),
+            pod_groups: queues::VOLCANO_POD_GROUP.stored(),
+            secrets: SECRET.stored(),
+        };
         Arc::new(Self {
-            api,
+            store: ApiServer::new(api),
+            kinds,
             agents,
             queues,
             settings,
@@ -115,125 +133,123 @@ impl Controller {
     /// The work of the leader: follows runs and pods and reconciles changed runs, until this future is dropped. Were runs reconciled before
     /// both lists are complete, every run would look podless and be restarted.
     pub(super) async fn work(self: Arc<Self>) {
-        let (store, queue) = (ApiServer::new(self.api.clone()), self.control_loop.queue());
+        let queue = self.control_loop.queue();
         let (mut listed_runs, mut listed_pods) = (HashSet::new(), HashSet::new());
         let of_runs = Selection { labels: LabelSelector::having(RUN_LABEL), ..Selection::default() };
-        let runs = Source::new(&store, &RUN.stored(), Selection::default(), |change| {
+        let runs = Source::new(&self.store, &self.kinds.runs, Selection::default(), |change| {
             self.cache.apply_run(change, &mut listed_runs, queue);
         });
-        let pods = Source::new(&store, &POD.stored(), of_runs, |change| {
+        let pods = Source::new(&self.store, &self.kinds.pods, of_runs, |change| {
             self.cache.apply_pod(change, &mut listed_pods, queue);
         });
         self.control_loop.run(&*self, vec![runs, pods]).await;
     }
 
-    /// Replaces the observation of a pod that waits in a queue by what its system publishes about it, and reads that again later: the
-    /// controller watches pods, but not the objects of these systems.
-    async fn explain_queue(&self, key: &Key, pod: &mut Pod) {
+    /// Replaces the observation of a pod that waits in a queue by what its system publishes about it.
+    async fn explain_queue(&self, pod: &mut Pod) {
         let (Observation::Waiting { .. }, Some(queue), false) = (&pod.observation, &mut pod.queue, pod.deleting) else {
             return;
         };
-        let Some(observation) = self.queues.explain(&pod.namespace, queue).await else { return };
-        pod.observation = observation;
-        // Long waits change seldom, so a thousand queued runs cause few requests.
-        let waited = u64::try_from(now_ms().saturating_sub(queue.created_at)).unwrap_or(0);
-        let delay = Duration::from_millis(waited / 10).min(MAX_QUEUE_INTERVAL).max(self.settings.retry_delay);
-        self.control_loop.queue().add_after(key.clone(), delay);
+        if let Some(observation) = self.queues.explain(&pod.namespace, queue).await {
+            pod.observation = observation;
+        }
     }
 
-    /// The next status and action.
-    fn next(&self, run: &Run, pods: &[Pod], now: i64) -> (RunStatus, Action) {
-        let submitted = &run.submitted;
-        let newest = pods.last();
-        let observed = newest.map(|p| (p.attempt, &p.observation));
-        let mut spec = submitted.manifest.spec.clone();
-        // A run that is being deleted must not get another pod.
-        spec.cancel |= run.deleting;
-        let (mut status, action) = lifecycle::next(&spec, &submitted.status, observed, now);
-        if let Some(Observation::Waiting { reason, .. }) = newest.map(|p| &p.observation)
-            && TRANSIENT_REASONS.contains(&reason.as_str())
-            && submitted.status.current().is_none_or(|a| a.finished_at.is_some())
-        {
-            status = submitted.status.clone();
-            // The old reason explained why there was no pod. Now there is one.
-            status.reason.clear();
-            status.message.clear();
+    /// Reads the GPU usage of a run, as far as the next step needs it.
+    async fn usage(&self, key: &Key, observed: &Observed<'_>) -> Option<Usage> {
+        match needs_usage(observed, now_ms())? {
+            (status, true) => Some(self.agents.usage(key, &status).await),
+            (status, false) => (!self.agents.observed_any(&status).await).then_some(Usage::Unobserved),
         }
-        status.run_id = tracked_id(&submitted.manifest.metadata.uid);
-        status.data = slipway_exec::data::pinned(&submitted.manifest.spec.data);
-        if let Some(queue) = newest.and_then(|p| p.queue.as_ref()) {
-            let mut queue = queue.status.clone();
-            queue.position = queue.position.filter(|_| status.phase == Phase::Pending);
-            status.queue = Some(queue);
-        }
-        (status, action)
     }
 
-    /// Performs an action. Returns the status, changed if the action was rejected.
-    async fn act(
+    /// Observes a run and carries out what is to be done, until the pod of an attempt is rejected. Returns why it was.
+    async fn step(
         &self,
         key: &Key,
-        run: &Run,
-        pods: &[Pod],
-        mut status: RunStatus,
-        action: Action,
-    ) -> Result<RunStatus, KubeError> {
-        match action {
-            Action::Nothing => {}
-            Action::Start(number, limit) => {
-                if let Err(rejection) = self.start(run, number, limit).await? {
-                    let now = now_ms();
-                    match rejection {
-                        Rejection::Temporary(reason, message) => {
-                            self.control_loop.queue().add_after(key.clone(), self.settings.retry_delay);
-                            status.reason = reason;
-                            status.message = message;
-                        }
-                        Rejection::Permanent(outcome) => {
-                            let observation = Observation::Finished {
-                                started_at: None,
-                                finished_at: now,
-                                node: String::new(),
-                                outcome,
-                            };
-                            let spec = &run.submitted.manifest.spec;
-                            status = lifecycle::next(spec, &status, Some((number, &observation)), now).0;
-                        }
-                    }
-                }
+        run: Option<&Run>,
+        rejection: Option<&Rejection>,
+    ) -> Result<Option<Rejection>, KubeError> {
+        let mut pods = self.cache.get(key).1;
+        let is_own = |pod: &&mut Pod| run.is_some_and(|run| run.submitted.manifest.metadata.uid == pod.run_uid);
+        if let Some(newest) = pods.iter_mut().rfind(is_own) {
+            self.explain_queue(newest).await;
+        }
+        let mut observed = Observed { run, pods: &pods, rejection, usage: None };
+        let usage = self.usage(key, &observed).await;
+        observed.usage = usage.as_ref();
+        for action in reconcile(&observed, self.settings.retry_delay, now_ms()) {
+            let rejection = self.act(key, run, action).await?;
+            if rejection.is_some() {
+                return Ok(rejection);
             }
-            Action::Stop => {
-                if let Some(pod) = pods.last().filter(|p| !p.deleting) {
-                    self.api.delete(&POD, Some(&key.0), &pod.name).await?;
-                }
+        }
+        Ok(None)
+    }
+
+    /// Carries out an action. Returns why the pod of an attempt was rejected, if it was.
+    async fn act(&self, key: &Key, run: Option<&Run>, action: Action) -> Result<Option<Rejection>, KubeError> {
+        match (action, run) {
+            (Action::Start { number, limit, data }, Some(run)) => {
+                return Ok(self.start(run, number, limit, *data).await?.err());
             }
-            Action::RequeueAt(at) => {
+            (Action::DeletePod(name), _) => self.delete(&self.kinds.pods, &key.0, &name).await?,
+            (Action::ReleasePod(pod), _) => self.release(key, &pod).await?,
+            (Action::BeginTracking(number), Some(run)) => self.begin_tracking(run, number).await?,
+            (Action::EndTracking(run_id, status), _) => {
+                self.tracker.end(&key.0, &run_id, &status).await.map_err(KubeError::Invalid)?;
+            }
+            (Action::SetStatus(status), Some(run)) => self.write_status(run, &status).await?,
+            (Action::Delete, Some(_)) => self.delete(&self.kinds.runs, &key.0, &key.1).await?,
+            (Action::RequeueAt(at), _) => {
                 let delay = u64::try_from(at - now_ms()).unwrap_or(0);
                 self.control_loop.queue().add_after(key.clone(), Duration::from_millis(delay));
             }
-            Action::Delete => self.api.delete(&RUN, Some(&key.0), &key.1).await?,
+            // The other actions are about a run that exists.
+            (_, None) => {}
         }
-        // A pod that is deleted before a kubelet accepted it never ends, so release it here.
-        if let Some(pod) = pods.last().filter(|p| p.deleting && p.has_finalizer)
-            && matches!(pod.observation, Observation::Waiting { .. })
-        {
-            self.remove_finalizer(key, pod).await?;
+        Ok(None)
+    }
+
+    /// Deletes an object in the background. Does nothing if it does not exist.
+    async fn delete(&self, resource: &Resource, namespace: &str, name: &str) -> Result<(), KubeError> {
+        let options = DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
+        match self.store.delete(resource, namespace, name, &options).await {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(status)
+    }
+
+    /// Creates an object in the form of JSON.
+    async fn create(&self, resource: &Resource, namespace: &str, object: Value) -> Result<Value, KubeError> {
+        let object: Object = serde_json::from_value(object).map_err(|e| KubeError::Invalid(e.to_string()))?;
+        let created = self.store.create(resource, namespace, object, &WriteOptions::default()).await?;
+        Ok(created.object.to_value())
+    }
+
+    /// Changes a part of an object by a JSON merge patch.
+    async fn merge(
+        &self,
+        resource: &Resource,
+        key: (&str, &str),
+        part: Part,
+        patch: Value,
+    ) -> Result<Value, KubeError> {
+        let options = WriteOptions { part, ..WriteOptions::default() };
+        let changed = self.store.patch(resource, key.0, key.1, &Patch::Merge(patch), &options).await?;
+        Ok(changed.object.to_value())
     }
 
     /// Creates the pod of an attempt. The inner error is the reason why the pod was rejected.
-    async fn start(&self, run: &Run, number: u32, limit: Option<i64>) -> Result<Result<(), Rejection>, KubeError> {
+    async fn start(
+        &self,
+        run: &Run,
+        number: u32,
+        limit: Option<i64>,
+        data: PodData,
+    ) -> Result<Result<(), Rejection>, KubeError> {
         let submitted = &run.submitted;
         let metadata = &submitted.manifest.metadata;
-        if submitted.manifest.spec.image.is_none() {
-            let message = "spec.image is missing: a run in a cluster needs an image".to_owned();
-            return Ok(Err(Rejection::Permanent(Outcome::CannotStart("NoImage".into(), message))));
-        }
-        let data = match PodData::new(&submitted.manifest.spec) {
-            Ok(data) => data,
-            Err(message) => return Ok(Err(Rejection::invalid(message))),
-        };
         let placement = match self.queues.placement(&submitted.manifest).await? {
             Ok(placement) => placement,
             Err(Unplaceable::ForNow(reason, message)) => return Ok(Err(Rejection::Temporary(reason.into(), message))),
@@ -253,14 +269,14 @@ impl Controller {
         match placement.apply(&pod::gang(metadata, number, &name), &mut objects) {
             Ok(None) => {}
             Ok(Some(group)) => {
-                if let Err(rejection) = self.create_group(&metadata.namespace, &group).await? {
+                if let Err(rejection) = self.create_group(&metadata.namespace, group).await? {
                     return Ok(Err(rejection));
                 }
             }
             Err(message) => return Ok(Err(Rejection::invalid(message))),
         }
         let [object] = objects;
-        match self.api.create(&POD, Some(&metadata.namespace), &object).await {
+        match self.create(&self.kinds.pods, &metadata.namespace, object).await {
             Ok(created) => {
                 self.secrets.lock().remove(&run.key());
                 if let Some(pod) = Pod::from_object(&created) {
@@ -273,8 +289,12 @@ impl Controller {
                 Ok(Ok(()))
             }
             Err(KubeError::Refused { code: 409, .. }) => {
-                let found = self.api.get(&POD, Some(&metadata.namespace), &name).await?;
-                match found.as_ref().and_then(Pod::from_object) {
+                let found = match self.store.get(&self.kinds.pods, &metadata.namespace, &name).await {
+                    Ok(found) => Pod::from_object(&found.to_value()),
+                    Err(Error::NotFound { .. }) => None,
+                    Err(error) => return Err(error.into()),
+                };
+                match found {
                     // The pod was created before, but the watch has not delivered it yet.
                     Some(pod) if pod.run_uid == metadata.uid => {
                         self.cache.put_pod(pod);
@@ -295,8 +315,8 @@ impl Controller {
     }
 
     /// Creates the pod group of an attempt before its pods. The group exists already if creating the pod was rejected before.
-    async fn create_group(&self, namespace: &str, group: &Value) -> Result<Result<(), Rejection>, KubeError> {
-        match self.api.create(&queues::VOLCANO_POD_GROUP, Some(namespace), group).await {
+    async fn create_group(&self, namespace: &str, group: Value) -> Result<Result<(), Rejection>, KubeError> {
+        match self.create(&self.kinds.pod_groups, namespace, group).await {
             Ok(_) | Err(KubeError::Refused { code: 409, .. }) => Ok(Ok(())),
             Err(KubeError::Refused { code: 403, message }) => Ok(Err(self.classify_forbidden(namespace, message))),
             Err(KubeError::Refused { code: 400 | 422, message }) => Ok(Err(Rejection::invalid(message))),
@@ -331,7 +351,7 @@ impl Controller {
         let secret = AttemptSecret { name: pod::secret_name(metadata, attempt), has_ca: ca.is_some() };
         let object = pod::secret(metadata, attempt, &secret.name, &token, ca.as_deref(), &self.settings);
         // An existing secret of this name was created by another client. Then reconciling fails, and the retry uses another name.
-        self.api.create(&SECRET, Some(&metadata.namespace), &object).await?;
+        self.create(&self.kinds.secrets, &metadata.namespace, object).await?;
         let unused = UnusedSecret { run_uid: metadata.uid.clone(), attempt, created_at: now, secret: secret.clone() };
         self.secrets.lock().insert(run.key(), unused);
         Ok(secret)
@@ -363,57 +383,32 @@ impl Controller {
         Rejection::Temporary("Forbidden".into(), message)
     }
 
-    /// Writes the status if it changed, and emits events about the changes. Fails with 409 if another client wrote since.
-    async fn write_status(&self, run: &Run, mut status: RunStatus) -> Result<RunStatus, KubeError> {
-        let before = &run.submitted.status;
-        let needs_gpus = !run.submitted.manifest.spec.resources.gpus().is_empty()
-            || !run.submitted.manifest.spec.resource_claims.is_empty();
-        if status.phase.is_final() && !before.phase.is_final() {
-            if run.submitted.status.attempts.is_empty() {
-                self.begin_tracking(run, 1).await?;
-            }
-            let namespace = &run.submitted.manifest.metadata.namespace;
-            self.tracker.end(namespace, &status.run_id, &status).await.map_err(KubeError::Invalid)?;
-            // If no agent observed the GPUs of this run, there is no usage to attribute.
-            status.attributed = !needs_gpus || !self.agents.observed_any(&status).await;
-        }
-        if status == *before {
-            return Ok(status);
-        }
-        let metadata = &run.submitted.manifest.metadata;
+    /// Writes the status, and emits events about the changes. Fails with 409 if another client wrote since.
+    async fn write_status(&self, run: &Run, status: &RunStatus) -> Result<(), KubeError> {
+        let (before, metadata) = (&run.submitted.status, &run.submitted.manifest.metadata);
         let patch =
-            json!({"metadata": {"resourceVersion": run.version.to_string()}, "status": patch_of(before, &status)});
-        let written = self.api.merge(&RUN, Some(&metadata.namespace), &metadata.name, true, &patch).await;
-        let written = match written {
+            json!({"metadata": {"resourceVersion": run.version.to_string()}, "status": patch_of(before, status)});
+        let key = (metadata.namespace.as_str(), metadata.name.as_str());
+        let written = match self.merge(&self.kinds.runs, key, Part::Status, patch).await {
             // The run was deleted meanwhile; the watch will deliver the deletion.
-            Err(KubeError::Refused { code: 404, .. }) => return Ok(status),
+            Err(KubeError::Refused { code: 404, .. }) => return Ok(()),
             other => other?,
         };
         if let Ok(run) = Run::from_object(&written) {
             self.cache.put_run(run);
         }
-        self.emit_status_events(run, before, &status);
-        Ok(status)
-    }
-
-    /// Removes the finalizer from pods whose end is recorded in the status.
-    async fn release_finished_pods(&self, key: &Key, pods: &[Pod], status: &RunStatus) -> Result<(), KubeError> {
-        for pod in pods.iter().filter(|p| p.has_finalizer && p.is_finished()) {
-            let oldest = status.attempts.first().map_or(u32::MAX, |a| a.number);
-            let is_recorded = status.attempts.iter().any(|a| a.number == pod.attempt && a.finished_at.is_some());
-            if is_recorded || pod.attempt < oldest {
-                self.remove_finalizer(key, pod).await?;
-            }
+        if let Some(is_warning) = lifecycle::event_of(before, status) {
+            self.emit_event(run, is_warning, &status.reason, &status.message);
         }
         Ok(())
     }
 
     /// Removes slipway's finalizer from a pod, so that it can be deleted.
-    async fn remove_finalizer(&self, key: &Key, pod: &Pod) -> Result<(), KubeError> {
+    async fn release(&self, key: &Key, pod: &Pod) -> Result<(), KubeError> {
         // A merge patch replaces the whole list. The resource version makes it fail if another client has added a finalizer since.
         let patch =
             json!({"metadata": {"finalizers": pod.other_finalizers, "resourceVersion": pod.version.to_string()}});
-        match self.api.merge(&POD, Some(&key.0), &pod.name, false, &patch).await {
+        match self.merge(&self.kinds.pods, (&key.0, &pod.name), Part::Main, patch).await {
             Ok(changed) => {
                 match Pod::from_object(&changed) {
                     Some(pod) if !pod.deleting => self.cache.put_pod(pod),
@@ -429,38 +424,6 @@ impl Controller {
         }
     }
 
-    /// Deletes a pod whose run does not exist any more, and ends the tracked run.
-    async fn delete_orphan(&self, key: &Key, pod: &Pod) -> Result<(), KubeError> {
-        if !pod.deleting {
-            self.api.delete(&POD, Some(&key.0), &pod.name).await?;
-        }
-        if !pod.has_finalizer {
-            return Ok(());
-        }
-        let status = RunStatus { phase: Phase::Cancelled, reason: "Deleted".into(), ..RunStatus::default() };
-        self.tracker.end(&pod.namespace, &tracked_id(&pod.run_uid), &status).await.map_err(KubeError::Invalid)?;
-        self.remove_finalizer(key, pod).await
-    }
-
-    /// Reads the GPU usage of a run from the node agents and attaches it to the tracked run. Nodes without an agent are skipped.
-    async fn attribute(&self, key: &Key, run: &Run, mut status: RunStatus) -> Result<(), KubeError> {
-        let ended = status.completion_time.map_or(0, |t| t.0);
-        match self.agents.fill_usage(key, &mut status).await {
-            // Agents notice the end of a pod some seconds later, so retry until the timeout.
-            usage::Completeness::Incomplete if now_ms() - ended < usage::USAGE_TIMEOUT_MS => {
-                self.control_loop.queue().add_after(key.clone(), Duration::from_secs(2));
-                return Ok(());
-            }
-            usage::Completeness::Incomplete | usage::Completeness::Complete => {}
-        }
-        self.tracker.end(&key.0, &status.run_id, &status).await.map_err(KubeError::Invalid)?;
-        status.attributed = true;
-        // The previous write changed the resource version. The cache holds the response to that write.
-        let run = self.cache.get(key).0.unwrap_or_else(|| run.clone());
-        self.write_status(&run, status).await?;
-        Ok(())
-    }
-
     /// Queues an event about a run.
     fn emit_event(&self, run: &Run, warning: bool, reason: &str, message: &str) {
         let metadata = &run.submitted.manifest.metadata;
@@ -468,13 +431,6 @@ impl Controller {
             "namespace": metadata.namespace, "uid": metadata.uid, "resourceVersion": run.version.to_string()});
         let event = Event { about, warning, reason: reason.to_owned(), message: message.to_owned() };
         let _ = self.events.try_send(event); // best effort: fails if too many events are queued
-    }
-
-    /// Emits an event if a run ended, or is pending for a new reason.
-    fn emit_status_events(&self, run: &Run, before: &RunStatus, after: &RunStatus) {
-        if let Some(is_warning) = lifecycle::event_of(before, after) {
-            self.emit_event(run, is_warning, &after.reason, &after.message);
-        }
     }
 }
 
@@ -487,28 +443,18 @@ impl controller::Controller for Controller {
         if self.cache.is_unreadable(key) {
             return Ok(());
         }
-        let (run, pods) = self.cache.get(key);
-        let uid = run.as_ref().map(|r| r.submitted.manifest.metadata.uid.clone());
-        let (mut pods, orphans): (Vec<Pod>, Vec<Pod>) =
-            pods.into_iter().partition(|p| uid.as_ref() == Some(&p.run_uid));
-        for pod in orphans {
-            self.delete_orphan(key, &pod).await?;
-        }
-        let Some(run) = run else {
+        let run = self.cache.get(key).0;
+        if run.is_none() {
             self.secrets.lock().remove(key);
-            return Ok(());
-        };
-        if let Some(newest) = pods.last_mut() {
-            self.explain_queue(key, newest).await;
         }
-        let (status, action) = self.next(&run, &pods, now_ms());
-        let status = self.act(key, &run, &pods, status, action).await?;
-        let status = self.write_status(&run, status).await?;
-        self.release_finished_pods(key, &pods, &status).await?;
-        if status.phase.is_final() && !status.attributed {
-            self.attribute(key, &run, status).await?;
+        let mut rejection = None;
+        loop {
+            rejection = self.step(key, run.as_ref(), rejection.as_ref()).await?;
+            // A rejected pod is an observation, too.
+            if rejection.is_none() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     async fn all(&self) -> Vec<Key> {
@@ -518,21 +464,6 @@ impl controller::Controller for Controller {
     fn is_expected(&self, error: &KubeError) -> bool {
         // Another client wrote first, and the watch delivers the new version.
         matches!(error, KubeError::Refused { code: 409, .. })
-    }
-}
-
-/// Why a pod was not created.
-enum Rejection {
-    /// Creating the pod is retried. Reason in one CamelCase word, and message.
-    Temporary(String, String),
-    /// Creating the pod would be rejected again.
-    Permanent(Outcome),
-}
-
-impl Rejection {
-    /// The API server, or the system of the queue, rejects the pod.
-    fn invalid(message: String) -> Self {
-        Self::Permanent(Outcome::CannotStart("Invalid".into(), message))
     }
 }
 

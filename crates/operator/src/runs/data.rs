@@ -6,7 +6,7 @@ use slipway_exec::data::{DATA_VARIABLE, DataVolume};
 use slipway_exec::manifest::RunSpec;
 
 /// Volumes and mounts of the pod, and the variable with the paths.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct PodData {
     pub(super) volumes: Vec<Value>,
     pub(super) mounts: Vec<Value>,

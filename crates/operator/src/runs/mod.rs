@@ -8,7 +8,8 @@
 //! | `known` | the cache of runs and pods, filled by watches |
 //! | `claims` | persistent volume claims of pipelines |
 //! | `queues` | queues of Kueue, Volcano and the KAI scheduler; placement by topology |
-//! | `controller` | reconciles runs with their pods |
+//! | `reconcile` | what is to be done about a run: a pure function |
+//! | `controller` | does it |
 //! | `usage` | GPU usage of attempts |
 
 mod claims;
@@ -17,6 +18,7 @@ mod data;
 mod known;
 mod pod;
 mod queues;
+mod reconcile;
 #[cfg(test)]
 mod tests;
 mod usage;

@@ -8,23 +8,14 @@ use serde_json::Value;
 use slipway_exec::{GpuUse, RunStatus};
 use tokio::sync::Mutex;
 
+use super::reconcile::Usage;
 use super::{Key, pod};
 use crate::{Api, KubeError, nodes};
 
-/// Maximum time after the end of a run to wait for complete usage, in milliseconds.
-pub(super) const USAGE_TIMEOUT_MS: i64 = 30_000;
 /// Number of a node's newest leases that are searched.
 const MAX_LEASES: u32 = 1000;
 /// How long the list of agents is cached.
 const AGENTS_TTL: Duration = Duration::from_secs(10);
-
-/// Whether the usage of a run is complete.
-pub(super) enum Completeness {
-    /// All leases of the run have ended and were read.
-    Complete,
-    /// A lease has not ended, or an agent did not respond.
-    Incomplete,
-}
 
 /// The pods of agents, keyed by node name.
 type AgentsByNode = Arc<HashMap<String, String>>;
@@ -59,29 +50,28 @@ impl Agents {
         }
     }
 
-    /// Fills in the GPU usage of each attempt.
-    pub(super) async fn fill_usage(&self, key: &Key, status: &mut RunStatus) -> Completeness {
-        let Ok(agents) = self.all().await else { return Completeness::Incomplete };
-        let mut completeness = Completeness::Complete;
-        for attempt in &mut status.attempts {
-            let Some(agent) = agents.get(&attempt.node).filter(|_| attempt.started_at.is_some()) else { continue };
+    /// Reads the GPU usage of each attempt. Nodes without an agent are skipped.
+    pub(super) async fn usage(&self, key: &Key, status: &RunStatus) -> Usage {
+        let mut gpus = Vec::new();
+        let Ok(agents) = self.all().await else { return Usage::Observed { gpus, is_complete: false } };
+        let mut is_complete = true;
+        for attempt in status.attempts.iter().filter(|attempt| attempt.started_at.is_some()) {
+            let Some(agent) = agents.get(&attempt.node) else { continue };
             match nodes::leases_of(&self.api, &self.installation, agent, MAX_LEASES).await {
                 Ok(leases) => {
                     let name = pod::name(&key.1, attempt.number);
                     let is_of_attempt = |l: &&Value| l["namespace"] == key.0.as_str() && l["pod"] == name.as_str();
                     let leases: Vec<&Value> = leases.as_array().into_iter().flatten().filter(is_of_attempt).collect();
-                    if leases.is_empty() || leases.iter().any(|l| l["ended"].is_null()) {
-                        completeness = Completeness::Incomplete;
-                    }
-                    attempt.gpus = leases.into_iter().map(gpu_use).collect();
+                    is_complete &= !leases.is_empty() && leases.iter().all(|lease| !lease["ended"].is_null());
+                    gpus.push((attempt.number, leases.into_iter().map(gpu_use).collect()));
                 }
                 Err(error) => {
                     tracing::debug!(node = attempt.node, %error, "cannot read the leases of the agent");
-                    completeness = Completeness::Incomplete;
+                    is_complete = false;
                 }
             }
         }
-        completeness
+        Usage::Observed { gpus, is_complete }
     }
 }
 
