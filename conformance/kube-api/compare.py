@@ -36,7 +36,8 @@ DIFFERENCES = [(re.compile(pattern), status, reason) for pattern, reason, *statu
     (r"^PATCH \S+ {}$", "slipway lists the media types of patches that it accepts"),
     (r'^PUT .*"resourceVersion": "odd"', "a malformed version is a mistake of the client, for which upstream answers 500", 400),
     (r"^GET \S*watch=1&resourceVersion=odd", "the same mistake in a watch", 400),
-    (r" accept text/html", "slipway has no representations in YAML and protobuf, and does not list them"),
+    (r" accept text/html", "slipway has no representations in protobuf, and does not list them"),
+    (r"watch=1\S*  accept application/yaml", "the same for watches"),
 ]]
 # Of these, only the presence is compared.
 MASKED = {"uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "time", "continue"}
@@ -381,6 +382,8 @@ def lists_are_selected_and_paged(s):
     s.get(s.path("n1"), accept=TABLE)
     s.get(s.path() + "?includeObject=None", accept=TABLE)
     s.get(s.path("n1"), accept="text/html")
+    s.get(s.path("n1"), accept="application/vnd.kubernetes.protobuf;as=Odd,application/json")
+    s.get(s.path() + "?watch=1&timeoutSeconds=1", accept="application/yaml")
     s.get(s.path(plural="secrets"), accept=TABLE)
     s.send("DELETE", s.path() + "?" + urllib.parse.urlencode({"labelSelector": "parity=odd"}))
     s.get(s.path())
@@ -456,6 +459,68 @@ def namespaces_end_with_their_contents(s):
     s.send("PATCH", s.path("held"), {"metadata": {"finalizers": None}}, kind=MERGE)
     s.gone("/api/v1/namespaces/" + s.namespace)
     s.get(s.path("held"))
+
+
+@test
+def namespaces_are_finalized(s):
+    name = f"{s.namespace}-f"
+    path = f"/api/v1/namespaces/{name}"
+    made = s.send("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    s.send("PUT", path, {**made, "spec": {"finalizers": []}})
+
+    def finalize(*finalizers, **metadata):
+        return s.send("PUT", f"{path}/finalize?fieldManager=m", {"metadata": {"name": name, **metadata}, "spec": {"finalizers": list(finalizers)}})
+    finalize("kubernetes", "example.com/hold")
+    finalize("odd")
+    finalize("kubernetes", name="other")
+    finalize("kubernetes", resourceVersion=made["metadata"]["resourceVersion"])
+    s.get(f"{path}/finalize")
+    s.send("PUT", "/api/v1/namespaces/missing/finalize", {"metadata": {"name": "missing"}})
+    s.send("DELETE", path)
+    eventually(lambda: s.get(path, compare=False)["spec"] == {"finalizers": ["example.com/hold"]}, timeout=60, message="the contents are deleted")
+    s.send("PUT", f"{path}/finalize", {"metadata": {"name": name}}, compare=False)
+    s.gone(path)
+
+
+@test
+def watches_have_paths_of_their_own(s):
+    start = s.create("a", {"k": "1"})["metadata"]["resourceVersion"]
+    s.create("b", {"k": "1"})
+    for name in ("b", "a"):
+        s.send("DELETE", s.path(name))
+    watched = f"/api/v1/watch/namespaces/{s.namespace}/configmaps"
+    for path in (f"{watched}?resourceVersion={start}", f"{watched}/a?resourceVersion={start}", f"{watched}/a?resourceVersion={start}&fieldSelector=metadata.name%3Da",
+                 f"/api/v1/watch/configmaps?resourceVersion={start}&fieldSelector=metadata.namespace%3D{s.namespace}"):
+        s.watch(path, lambda event: event["type"] == "DELETED" and event["object"]["metadata"]["name"] == "a")
+    s.get(f"{watched}/a?fieldSelector=metadata.name%3Db")
+    s.send("POST", f"{watched}", {})
+
+
+@test
+def options_of_logs_are_checked(s):
+    for query in ("tailLines=-1", "limitBytes=0", "sinceSeconds=0", "sinceSeconds=-5&tailLines=-2", "sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z", "tailLines=1"):
+        s.get(s.path("missing/log", plural="pods") + f"?{query}")
+
+
+@test
+def replaced_events_are_created(s):
+    event = {"involvedObject": {"kind": "ConfigMap", "namespace": s.namespace, "name": "a"}, "reason": "Tested", "message": "it was tested", "type": "Normal",
+             "source": {"component": "test"}, "count": 1, "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:00Z"}
+
+    def put(name, **fields):
+        return s.send("PUT", s.path(name, plural="events") + "?fieldManager=m", {"metadata": {"name": name}, **event, **fields})
+    put("new")
+    put("new", count=2)
+    put("odd", type="Odd")
+    put("other", metadata={"name": "different"})
+    put("identified", metadata={"name": "identified", "uid": "c86bf5a0-0b0a-4c0e-8f3e-000000000000"})
+    s.send("PUT", s.path("dry", plural="events") + "?dryRun=All", {"metadata": {"name": "dry"}, **event})
+    s.get(s.path("dry", plural="events"))
+    s.send("PATCH", s.path("patched", plural="events"), {"count": 2}, kind=MERGE)
+    grouped = {"regarding": event["involvedObject"], "reason": "Tested", "note": "it was tested", "type": "Normal", "action": "Test",
+               "eventTime": "2026-01-01T00:00:00.000001Z", "reportingController": "slipway.dev/test", "reportingInstance": "test-1"}
+    s.send("PUT", f"/apis/events.k8s.io/v1/namespaces/{s.namespace}/events/grouped?fieldManager=m", {"metadata": {"name": "grouped"}, **grouped})
+    s.send("PUT", s.path("missing"), {"metadata": {"name": "missing"}})
 
 
 @test

@@ -202,6 +202,22 @@ def configuration_is_applied_by_the_server(kubectl):
 
 
 @test
+def responses_are_yaml_for_clients_that_prefer_it(kubectl):
+    data = {"text": "true", "lines": "a\n  b\n", "number": "1e3", "colon": "a: b", "hash": "#x", "empty": "", "quote": "it's \"q\"", "null": "~"}
+    kubectl("create", "-f", "-", stdin=manifest("a", data))
+
+    def get(place):
+        return kubectl.server.call("GET", place, headers={"accept": "application/yaml"})
+    code, text = get(path(kubectl, "a"))
+    assert code == 200 and text.startswith(("apiVersion: v1\n", "data:")), text
+    assert json.loads(kubectl("create", "--dry-run=client", "-o", "json", "-f", "-", stdin=text))["data"] == data
+    code, text = get(path(kubectl))
+    assert code == 200 and "kind: ConfigMapList\n" in text, text
+    code, text = get(path(kubectl, "missing"))
+    assert code == 404 and "reason: NotFound\n" in text, text
+
+
+@test
 def conflicts_of_appliers_are_reported_and_forced(kubectl):
     first = ("apply", "--server-side", "--field-manager=first", "-f", "-")
     second = ("apply", "--server-side", "--field-manager=second", "-f", "-")

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -103,12 +104,12 @@ def runs_that_cannot_start_fail_with_a_message(kubectl, folder):
     apply(kubectl, "unknown", ["no-such-program"])
     apply(kubectl, "gpus", "true", resources={"limits": {"nvidia.com/gpu": 64}})
     apply(kubectl, "folder", "true", workingDir="/no/such/folder")
-    apply(kubectl, "claims", "true", envFrom=[{"secretRef": {"name": "a"}}])
+    apply(kubectl, "field", "true", env=[{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}])
     for name, reason, text in [
         ("unknown", "StartError", "cannot start no-such-program"),
         ("gpus", "Unschedulable", "64 nvidia.com/gpu"),
         ("folder", "Invalid", "/no/such/folder is not a folder"),
-        ("claims", "Invalid", "spec.envFrom"),
+        ("field", "Invalid", "the valueFrom of NODE needs a cluster"),
     ]:
         wait(kubectl, name, "Failed")
         found = status(kubectl, name)
@@ -118,6 +119,43 @@ def runs_that_cannot_start_fail_with_a_message(kubectl, folder):
                            timeout=30, message="a warning")
         assert text in event and len(event.splitlines()) == 1, event
     assert "exit" not in kubectl("get", "pods")
+
+
+@test
+def variables_come_from_secrets_and_config_maps(kubectl, folder):
+    kubectl("create", "secret", "generic", "hub", "--from-literal=token=very-secret", "--from-literal=user=me")
+    kubectl("create", "configmap", "rates", "--from-literal=LR=0.1")
+
+    def of_key(variable, kind, name, key, **more):
+        return {"name": variable, "valueFrom": {f"{kind}KeyRef": {"name": name, "key": key, **more}}}
+    env = [of_key("TOKEN", "secret", "hub", "token"), of_key("RATE", "configMap", "rates", "LR"), {"name": "LR", "value": "own"},
+           of_key("MISSING", "secret", "hub", "none", optional=True), of_key("ABSENT", "configMap", "none", "none", optional=True)]
+    env_from = [{"prefix": "HUB_", "secretRef": {"name": "hub"}}, {"configMapRef": {"name": "rates"}}, {"secretRef": {"name": "none", "optional": True}}]
+    apply(kubectl, "reader", "echo $TOKEN $RATE $LR $HUB_user ${MISSING-unset} ${ABSENT-unset}", env=env, envFrom=env_from)
+    wait(kubectl, "reader", "Complete")
+    assert kubectl("logs", "reader-1") == "very-secret 0.1 own me unset unset\n"
+    # What does not exist yet is waited for, as by the kubelet.
+    for name, source, message, created in [
+        ("later", of_key("A", "secret", "late", "a"), 'secret "late" not found', ["secret", "generic", "late", "--from-literal=a=1"]),
+        ("key", of_key("A", "configMap", "rates", "a"), f"couldn't find key a in ConfigMap {kubectl.namespace}/rates", None),
+    ]:
+        apply(kubectl, name, "echo $A", env=[source])
+        found = eventually(lambda: (s := status(kubectl, name)).get("reason") == "CreateContainerConfigError" and s, timeout=30, message="the reason")
+        assert (found["phase"], found["message"]) == ("Pending", message), found
+        event = eventually(lambda: kubectl("get", "events", "--field-selector", f"involvedObject.name={name},type=Warning", "--no-headers"),
+                           timeout=30, message="a warning")
+        assert "CreateContainerConfigError" in event and message in event and len(event.splitlines()) == 1, event
+        if created:
+            kubectl("create", *created)
+        else:
+            kubectl("patch", "configmap", "rates", "-p", '{"data": {"a": "1"}}')
+        wait(kubectl, name, "Complete")
+        assert kubectl("logs", f"{name}-1") == "1\n"
+    # Those of another namespace are not read.
+    kubectl("create", "namespace", "variables-elsewhere")
+    kubectl("create", "secret", "generic", "elsewhere", "--from-literal=a=1", "-n", "variables-elsewhere")
+    apply(kubectl, "foreign", "true", env=[of_key("A", "secret", "elsewhere", "a")])
+    eventually(lambda: status(kubectl, "foreign").get("message") == 'secret "elsewhere" not found', timeout=30, message="the reason")
 
 
 @test
@@ -136,7 +174,7 @@ def queued_run_starts_when_there_is_capacity(kubectl, folder):
 @test
 def logs_are_followed_and_cut(kubectl, folder):
     go = folder / "go"
-    apply(kubectl, "talk", f"echo one; echo two; until [ -e {go} ]; do sleep 0.1; done; echo three")
+    apply(kubectl, "talk", f"echo one; echo two; until [ -e {go} ]; do sleep 0.1; done; sleep 1.1; echo three")
     eventually(lambda: kubectl("logs", "talk-1") == "one\ntwo\n", timeout=30, message="the first lines")
     following = subprocess.Popen(kubectl.arguments("logs", "-f", "talk-1"), stdout=subprocess.PIPE, text=True)
     assert [following.stdout.readline() for _ in range(2)] == ["one\n", "two\n"]
@@ -151,7 +189,14 @@ def logs_are_followed_and_cut(kubectl, folder):
     assert kubectl("logs", "-l", "slipway.dev/run=talk") == "one\ntwo\nthree\n"
     assert 'previous terminated container "main" in pod "talk-1" not found' in kubectl.fails("logs", "-p", "talk-1")
     assert "container other is not valid for pod talk-1" in kubectl.fails("logs", "talk-1", "-c", "other")
-    assert "without the time of each line" in kubectl.fails("logs", "talk-1", "--timestamps")
+    stamped = [line.split(" ", 1) for line in kubectl("logs", "talk-1", "--timestamps").splitlines()]
+    assert [text for _, text in stamped] == ["one", "two", "three"], stamped
+    times = [time for time, _ in stamped]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", time) for time in times) and times == sorted(times), times
+    assert times[1] < times[2], "three was written later"
+    assert kubectl("logs", "talk-1", f"--since-time={times[2]}") == "three\n"
+    assert kubectl("logs", "talk-1", "--tail=2", "--timestamps", "--follow") == f"{times[1]} two\n{times[2]} three\n"
+    assert kubectl("logs", "talk-1", "--since-time=2100-01-01T00:00:00Z") == ""
     assert "NotFound" in kubectl.fails("logs", "talk-2")
 
 

@@ -71,6 +71,10 @@ pub struct LogQuery {
     pub follow: bool,
     /// Number of lines from the end; the whole log if unset.
     pub tail: Option<u64>,
+    /// Only lines that were written at this time or later, in milliseconds since the Unix epoch; all if unset.
+    pub since: Option<i64>,
+    /// Begin each line with the time at which it was written.
+    pub timestamps: bool,
 }
 
 /// The future that an executor's methods return.

@@ -93,7 +93,7 @@ pub struct RunSpec {
     /// Environment variables.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<EnvVar>,
-    /// As in a container: sets every key of a secret or config map as a variable. Clusters only.
+    /// As in a container: sets every key of a secret or config map as a variable.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env_from: Vec<Value>,
     /// CPU, memory, GPUs and device claims.
@@ -185,7 +185,7 @@ pub struct EnvVar {
     /// Literal value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// Source of the value, as in a container. A single machine supports `secretKeyRef` only.
+    /// Source of the value, as in a container. A single machine supports `secretKeyRef` and `configMapKeyRef` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_from: Option<Value>,
 }

@@ -142,6 +142,7 @@ fn open(folder: &Path) -> (LocalProcesses, Arc<RecordingTracker>) {
     let settings = Settings {
         folder: folder.join("runs"),
         secrets: folder.join("secrets"),
+        references: None,
         program: std::env::current_exe().unwrap(),
         variables: vec![("MLFLOW_TRACKING_URI".into(), "http://127.0.0.1:1".into())],
         environment: vec!["DATASETS".into()],

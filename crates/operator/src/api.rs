@@ -19,6 +19,8 @@ use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Config};
 use serde_json::Value;
+use slipway_core::clock::now_ms;
+use slipway_exec::LogQuery;
 use tokio::sync::watch;
 
 use crate::KubeError;
@@ -337,8 +339,7 @@ impl Api {
         to_json(changed)
     }
 
-    /// Streams the log of a pod with one container. With `follow` the stream continues until the container ends; `tail` limits it to the
-    /// last lines.
+    /// Streams the log of a pod with one container, as the query selects it; its attempt does not matter.
     ///
     /// # Errors
     /// An error of the API server.
@@ -346,12 +347,17 @@ impl Api {
         &self,
         namespace: &str,
         pod: &str,
-        follow: bool,
-        tail: Option<u64>,
+        query: LogQuery,
     ) -> Result<impl futures_util::io::AsyncBufRead + Send + use<>, KubeError> {
         let api: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), namespace);
-        let tail_lines = tail.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-        let parameters = LogParams { follow, tail_lines, ..LogParams::default() };
+        let parameters = LogParams {
+            follow: query.follow,
+            tail_lines: query.tail.map(|lines| i64::try_from(lines).unwrap_or(i64::MAX)),
+            // The API server requires a positive number.
+            since_seconds: query.since.map(|since| now_ms().saturating_sub(since).max(1).saturating_add(999) / 1000),
+            timestamps: query.timestamps,
+            ..LogParams::default()
+        };
         self.send(api.log_stream(pod, &parameters)).await
     }
 

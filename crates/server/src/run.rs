@@ -12,7 +12,7 @@ use std::time::Duration;
 use slipway_access::{CorsOrigins, Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
-use slipway_exec::local::{Capacity, NAMESPACE, Settings};
+use slipway_exec::local::{Capacity, NAMESPACE, References, Settings};
 use slipway_exec::{LocalProcesses, Mint};
 use slipway_pipeline::launch::local::ImageMapping;
 use slipway_serve::runtime::Preference;
@@ -26,7 +26,7 @@ use crate::certificates::{CertificateSource, Certificates, server_names};
 use crate::data::LocalData;
 use crate::listen::{Limits, Port};
 use crate::pipeline::{PipelineTracker, Steps};
-use crate::runs::RunController;
+use crate::runs::{RunController, StoredReferences};
 use crate::tracker::RunTracker;
 use crate::{Kubernetes, Platform, ServerError, Stores, accelerators, api, pipeline};
 
@@ -406,9 +406,11 @@ fn open_local_executor(
     let program =
         std::env::current_exe().map_err(|source| ServerError::Home { path: home.root().to_owned(), source })?;
     let data = LocalData::open(&home.work().join("data"), data_cache_bytes)?;
+    let objects = platform.kubernetes_objects.clone();
     Ok(LocalProcesses::open(Settings {
         folder: home.work().join("runs"),
         secrets: home.root().join("secrets"),
+        references: objects.map(|store| Arc::new(StoredReferences::new(store)) as Arc<dyn References>),
         program,
         variables,
         environment,

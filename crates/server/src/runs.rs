@@ -8,6 +8,7 @@
 //! | `controller` | does it |
 //! | `pods` | attempts as pods |
 //! | `executor` | runs that are submitted otherwise than as objects |
+//! | `references` | secrets and config maps for the variables of runs |
 //!
 //! Invariant: a handler reaches the executor only through [`executor`], which authorizes the caller in the namespace.
 
@@ -15,6 +16,7 @@ mod controller;
 mod executor;
 mod pods;
 mod reconcile;
+mod references;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -31,6 +33,7 @@ use crate::Platform;
 use crate::error_body::ErrorBody;
 
 pub(crate) use controller::RunController;
+pub(crate) use references::StoredReferences;
 
 /// The namespace of runs that name none.
 const DEFAULT_NAMESPACE: &str = slipway_exec::local::NAMESPACE;
@@ -175,7 +178,8 @@ async fn log(
     Query(parameters): Query<LogParameters>,
 ) -> Result<Response, Failure> {
     let executor = executor(&p, &decision, Verb::Get, Resource::RunLogs, Some(&namespace)).await?;
-    let query = LogQuery { attempt: parameters.attempt, follow: parameters.follow, tail: parameters.tail };
+    let LogParameters { attempt, follow, tail } = parameters;
+    let query = LogQuery { attempt, follow, tail, ..LogQuery::default() };
     let stream = executor.logs(&namespace, &name, query).await?;
     let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     Ok((headers, Body::from_stream(stream)).into_response())

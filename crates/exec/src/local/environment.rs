@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::{Device, Inner};
-use crate::{ExecError, Manifest, TokenRequest, tracked_id};
+use crate::{Manifest, TokenRequest, tracked_id};
 
 /// Maximum bytes of a secret's value. Linux limits one variable to 128 KiB.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
@@ -127,39 +127,17 @@ pub fn of_devices(devices: &[Device]) -> Vec<(String, String)> {
 }
 
 impl Inner {
-    /// The variables that the executor and the manifest set; a later variable overrides an earlier one. Reads secret files.
-    ///
-    /// # Errors
-    /// [`ExecError::Manifest`] when a secret is missing or invalid.
-    pub(super) fn variables(&self, run: &Manifest) -> Result<Vec<(String, String)>, ExecError> {
+    /// The variables that the executor sets for a run.
+    pub(super) fn own_variables(&self, run: &Manifest) -> Vec<(String, String)> {
         let mut variables = self.settings.variables.clone();
         variables.push(("MLFLOW_RUN_ID".into(), tracked_id(&run.metadata.uid)));
         variables.push(("SLIPWAY_RUN".into(), run.metadata.name.clone()));
-        for variable in &run.spec.env {
-            let value = match &variable.value_from {
-                None => variable.value.clone().unwrap_or_default(),
-                Some(source) => self.secret(&variable.name, source)?,
-            };
-            variables.push((variable.name.clone(), value));
-        }
-        Ok(variables)
+        variables
     }
 
     /// The variable with the token of an attempt; `None` if the server requires no tokens.
     pub(super) fn token(&self, request: &TokenRequest) -> Option<(String, String)> {
         self.settings.mint.as_ref().map(|mint| ("MLFLOW_TRACKING_TOKEN".into(), mint(request)))
-    }
-
-    /// The value of a secret that a variable of the manifest refers to.
-    fn secret(&self, variable: &str, source: &serde_json::Value) -> Result<String, ExecError> {
-        let key = &source["secretKeyRef"];
-        let (Some(name), Some(key)) = (key["name"].as_str(), key["key"].as_str()) else {
-            return Err(ExecError::Manifest(format!(
-                "spec.env: the valueFrom of {variable} needs a cluster; a single machine supports secretKeyRef only"
-            )));
-        };
-        secret(&self.settings.secrets, name, key)
-            .map_err(|reason| ExecError::Manifest(format!("spec.env: cannot read the secret of {variable}: {reason}")))
     }
 }
 
@@ -182,7 +160,8 @@ pub fn secret(secrets: &Path, name: &str, key: &str) -> Result<String, String> {
     Ok(text.trim_end_matches('\n').to_owned())
 }
 
-fn is_file_name(text: &str) -> bool {
+/// Whether a text can be the name of a file that is not hidden.
+pub(super) fn is_file_name(text: &str) -> bool {
     !text.is_empty() && !text.starts_with('.') && !text.contains(['/', '\0'])
 }
 

@@ -13,9 +13,11 @@ pub mod guard;
 mod leases;
 pub mod log;
 mod reconcile;
+mod references;
 mod room;
 mod runs;
 pub mod supervisor;
+mod times;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +38,7 @@ use crate::{
 };
 
 pub use leases::Lease;
+pub use references::{ReferenceKind, ReferencedValues, References};
 pub use room::{Capacity, Demand};
 pub use supervisor::supervise;
 
@@ -81,8 +84,10 @@ pub trait Accelerators: Send + Sync {
 pub struct Settings {
     /// The folder of all runs.
     pub folder: PathBuf,
-    /// The folder of secrets: the file `NAME/KEY` holds the value of a key.
+    /// The folder of secrets: the file `NAME/KEY` holds the value of a key. Used for those that are not in `references`.
     pub secrets: PathBuf,
+    /// The secrets and config maps of the Kubernetes API; unset without it.
+    pub references: Option<Arc<dyn References>>,
     /// Path of the supervisor, started as `PROGRAM supervise FOLDER`; normally this binary.
     pub program: PathBuf,
     /// Environment variables set for every run.
@@ -305,10 +310,8 @@ impl Inner {
         if spec.command.is_empty() {
             return invalid("spec.command is missing: a single machine cannot run the image's entrypoint".into());
         }
-        if !spec.env_from.is_empty() || !spec.resource_claims.is_empty() {
-            return invalid(
-                "spec.envFrom and spec.resourceClaims need a cluster; use spec.env and spec.resources".into(),
-            );
+        if !spec.resource_claims.is_empty() {
+            return invalid("spec.resourceClaims needs a cluster; use spec.resources".into());
         }
         if !spec.init_containers.is_empty() {
             return invalid("spec.initContainers needs a cluster".into());
@@ -322,7 +325,7 @@ impl Inner {
         if let Some(folder) = spec.working_dir.as_deref().filter(|f| !Path::new(f).is_dir()) {
             return invalid(format!("spec.workingDir: {folder} is not a folder on this machine"));
         }
-        self.variables(run)?;
+        references::check(spec).map_err(ExecError::Manifest)?;
         self.capacity().check_fits(&Demand::new(&spec.resources))
     }
 }
@@ -332,6 +335,12 @@ impl Executor for LocalProcesses {
         let (inner, by) = (Arc::clone(&self.inner), by.map(str::to_owned));
         Box::pin(async move {
             run.check()?;
+            // In a cluster, what the variables of a run refer to may be created later. Here, a mistake is reported at once.
+            let mut named = run.clone();
+            if named.metadata.namespace.is_empty() {
+                named.metadata.namespace = NAMESPACE.into();
+            }
+            inner.variables(&named).await??;
             blocking(move || inner.accept_new(run, by)).await
         })
     }
@@ -373,6 +382,11 @@ impl Executor for LocalProcesses {
             let attempt = self.inner.runs.folder(&key).join(number.to_string());
             if number > newest && !query.follow {
                 return Err(ExecError::NotNow(format!("attempt {number} of run '{name}' has not started")));
+            }
+            if (query.timestamps || query.since.is_some()) && log::is_without_times(&attempt) {
+                let message =
+                    format!("the log of attempt {number} of run '{name}' was written without the times of its lines");
+                return Err(ExecError::Failed(message));
             }
             let this = self.clone();
             let is_finished = move || this.inner.runs.get(&key).is_none_or(|run| run.status.phase.is_final());

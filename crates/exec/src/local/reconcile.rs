@@ -11,8 +11,9 @@ use futures_util::FutureExt;
 use slipway_core::clock::now_ms;
 use slipway_core::files;
 
+use super::references::CONFIG_ERROR;
 use super::room::{Capacity, Demand};
-use super::runs::key_of;
+use super::runs::{Waiting, key_of};
 use super::supervisor::{self, Environment, Task};
 use super::{Device, Inner, POLL_INTERVAL, blocking, data, environment};
 use crate::lifecycle::{self, Action, Observation};
@@ -65,9 +66,9 @@ async fn reconcile_all(this: &Arc<Inner>) -> Result<bool, ExecError> {
     for name in &names {
         // An error or a panic while reconciling one run must not stop the others.
         if let Err(error) = panic_as_error(reconcile_run(this, name, observed.remove(name), &mut capacity)).await {
-            let message = error.to_string();
+            let waiting = Waiting::queued(error.to_string());
             let is_new =
-                this.runs.with_entry(name, |e| std::mem::replace(&mut e.waiting_for, message.clone()) != message);
+                this.runs.with_entry(name, |e| std::mem::replace(&mut e.waiting_for, waiting.clone()) != waiting);
             if is_new == Some(true) {
                 this.runs.mark_changed(name);
                 tracing::warn!(run = name, %error, "reconciling the run failed; retrying");
@@ -124,11 +125,11 @@ async fn reconcile_run(
     if let Some(attempt) = status.attempts.iter_mut().find(|a| a.number == newest) {
         attempt.gpus = this.runs.with_entry(name, |e| e.gpus.clone()).unwrap_or_default();
     }
-    let mut waiting_for = String::new();
+    let mut waiting_for = Waiting::default();
     match action {
-        Action::Start(number, limit) => match data::prepare(this, &run)? {
-            data::Step::Wait(reason) => waiting_for = reason,
-            data::Step::Start(fetched) => {
+        Action::Start(number, limit) => match prepare(this, &run).await? {
+            Prepared::Waiting(waiting) => waiting_for = waiting,
+            Prepared::Ready(fetched, variables) => {
                 let demand = Demand::new(&run.manifest.spec.resources);
                 let missing = capacity.shortfall(&demand);
                 let gpus = capacity.allocate(&demand);
@@ -140,13 +141,14 @@ async fn reconcile_run(
                     }
                     let has_gpus = !gpus.is_empty();
                     let (inner, run) = (Arc::clone(this), run.clone());
-                    blocking(move || start(&inner, &run, number, limit, &demand, gpus, &fetched)).await?;
+                    let variables = (fetched, variables);
+                    blocking(move || start(&inner, &run, number, limit, &demand, gpus, variables)).await?;
                     if has_gpus {
                         sample(this).await?;
                     }
                     this.changed.notify_one();
                 } else {
-                    waiting_for = format!("waiting for {}", missing.join(" and "));
+                    waiting_for = Waiting::queued(format!("waiting for {}", missing.join(" and ")));
                 }
             }
         },
@@ -216,7 +218,27 @@ async fn pin(this: &Arc<Inner>, run: &mut Submitted, fetched: &[FetchedData]) ->
     Ok(())
 }
 
-/// Starts an attempt with these GPUs and this data. It may run for `limit` milliseconds; no limit if `None`. Blocks.
+/// Whether what a run needs besides capacity is there.
+enum Prepared {
+    /// Not yet.
+    Waiting(Waiting),
+    /// The data, and the variables of the executor and the manifest.
+    Ready(Vec<FetchedData>, Environment),
+}
+
+/// Prepares the start of an attempt: data and variables.
+async fn prepare(this: &Arc<Inner>, run: &Submitted) -> Result<Prepared, ExecError> {
+    let data = match data::prepare(this, run)? {
+        data::Step::Wait(reason) => return Ok(Prepared::Waiting(Waiting::queued(reason))),
+        data::Step::Start(data) => data,
+    };
+    Ok(match this.variables(&run.manifest).await? {
+        Ok(variables) => Prepared::Ready(data, variables),
+        Err(unresolved) => Prepared::Waiting(Waiting { reason: CONFIG_ERROR, message: unresolved.message }),
+    })
+}
+
+/// Starts an attempt with these GPUs, this data and these variables. It may run for `limit` milliseconds; no limit if `None`. Blocks.
 fn start(
     this: &Inner,
     run: &Submitted,
@@ -224,7 +246,7 @@ fn start(
     limit: Option<i64>,
     demand: &Demand,
     gpus: Vec<Device>,
-    data: &[FetchedData],
+    (data, variables): (Vec<FetchedData>, Environment),
 ) -> Result<(), ExecError> {
     let (name, spec) = (&key_of(&run.manifest.metadata), &run.manifest.spec);
     let mut environment: Environment = environment::inherited(std::env::vars_os(), &this.settings.environment);
@@ -233,8 +255,8 @@ fn start(
         environment::of_devices(&gpus).into_iter().for_each(&mut set);
     }
     this.token(&TokenRequest::new(&run.manifest, number, limit, now_ms())).into_iter().for_each(&mut set);
-    data::link(this, run, data)?.into_iter().for_each(&mut set);
-    this.variables(&run.manifest)?.into_iter().for_each(&mut set);
+    data::link(this, run, &data)?.into_iter().for_each(&mut set);
+    environment.extend(variables);
     let attempt = this.runs.folder(name).join(number.to_string());
     let (program, first) =
         spec.command.split_first().ok_or_else(|| ExecError::Manifest("spec.command is missing".into()))?;

@@ -25,6 +25,22 @@ const DELETED_PREFIX: &str = ".deleted-";
 /// Writes a file atomically. [`slipway_core::files::replace`], except in tests that simulate a slow or full disk.
 pub(super) type WriteFile = Box<dyn Fn(&Path, &[u8]) -> std::io::Result<()> + Send + Sync>;
 
+/// Why a run is pending.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Waiting {
+    /// In one CamelCase word; empty if nothing blocks the run.
+    pub(super) reason: &'static str,
+    /// In a sentence.
+    pub(super) message: String,
+}
+
+impl Waiting {
+    /// A run that waits for capacity, data or another attempt to start it.
+    pub(super) fn queued(message: String) -> Self {
+        Self { reason: QUEUED, message }
+    }
+}
+
 /// A run and the in-memory state of its newest attempt.
 pub(super) struct Entry {
     pub(super) run: Submitted,
@@ -34,8 +50,8 @@ pub(super) struct Entry {
     pub(super) newest_attempt: u32,
     /// Whether this process has created the tracked run.
     pub(super) tracked: bool,
-    /// Why the run is pending: missing capacity or an error; empty if nothing blocks it.
-    pub(super) waiting_for: String,
+    /// Why the run is pending: missing capacity or an error.
+    pub(super) waiting_for: Waiting,
     /// Whether the data of the run is on this machine.
     pub(super) data: DataState,
     /// GPU usage of the newest attempt so far.
@@ -55,7 +71,7 @@ impl Entry {
             submitted_at,
             newest_attempt,
             tracked: false,
-            waiting_for: String::new(),
+            waiting_for: Waiting::default(),
             data: DataState::default(),
             gpus,
             delete_when_finished: false,
@@ -79,9 +95,9 @@ impl Entry {
     /// The run with the reason why it is queued, which changes too often to be stored in the file.
     fn with_queue_reason(&self) -> Submitted {
         let mut run = self.run.clone();
-        if run.status.phase == Phase::Pending && !self.waiting_for.is_empty() {
-            run.status.reason = QUEUED.into();
-            run.status.message.clone_from(&self.waiting_for);
+        if run.status.phase == Phase::Pending && !self.waiting_for.reason.is_empty() {
+            self.waiting_for.reason.clone_into(&mut run.status.reason);
+            run.status.message.clone_from(&self.waiting_for.message);
         }
         run
     }

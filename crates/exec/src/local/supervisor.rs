@@ -14,6 +14,7 @@
 //! | `stop` | by the server, to stop the attempt | nothing; a program that has not started is not started any more |
 //! | `process.json` | after the program has started | the processes |
 //! | `log` | by the program | its standard output and standard error |
+//! | `times` | while the program runs | when the log had which size ([`super::times`]) |
 //! | `end.json` | at the end | how it ended |
 
 use std::io::Read;
@@ -33,6 +34,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::descriptors;
+use super::times::Recorder;
 use crate::ExecError;
 use crate::lifecycle::{Observation, Outcome};
 
@@ -289,6 +291,8 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
     if let Some(folder) = &task.folder {
         command.current_dir(folder);
     }
+    // Before the start is claimed, so that an attempt that was started has the file.
+    let mut times = Recorder::create(attempt).map_err(io("creating the times of the log"))?;
     std::fs::File::create_new(attempt.join("started")).map_err(io("claiming the start"))?;
     if attempt.join("stop").exists() {
         let record = EndRecord { since: None, at: now_ms(), how: RecordedOutcome::Stopped };
@@ -316,6 +320,7 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
             let how = tokio::select! {
                 status = child.wait() => recorded_outcome(status.map_err(io("waiting for the program"))?),
                 () = cut_log(&log, task.log_limit) => RecordedOutcome::Stopped, // it never ends
+                () = times.follow() => RecordedOutcome::Stopped, // likewise
                 () = limit => { terminate(group, &mut child, task.grace).await; RecordedOutcome::TimedOut }
                 _ = terminated.recv() => { terminate(group, &mut child, task.grace).await; RecordedOutcome::Stopped }
             };
@@ -326,6 +331,7 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
             if let Some(limit) = task.log_limit {
                 shorten(&log, limit);
             }
+            times.record();
             EndRecord { since: Some(since), at: now_ms(), how }
         }
     };

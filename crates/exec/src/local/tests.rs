@@ -42,6 +42,7 @@ impl TempDir {
         Settings {
             folder: self.0.join("runs"),
             secrets: self.0.join("secrets"),
+            references: None,
             // This program does not supervise anything, so every attempt counts as lost.
             program: "/bin/true".into(),
             variables: Vec::new(),

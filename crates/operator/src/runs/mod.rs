@@ -248,7 +248,7 @@ impl Executor for Pods {
             let newest = run.status.current().map_or(1, |a| a.number);
             let pod = pod::name(name, query.attempt.unwrap_or(newest));
             let reader = loop {
-                match self.api.log(namespace, &pod, query.follow, query.tail).await {
+                match self.api.log(namespace, &pod, query).await {
                     Ok(reader) => break reader,
                     // The pod or its container does not exist yet.
                     Err(KubeError::Refused { code: 400 | 404, .. }) if query.follow => {

@@ -4,21 +4,24 @@ use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
+use serde_json::json;
 use slipway_access::Verb;
 use slipway_core::clock::{now_ms, parse_rfc3339};
 use slipway_exec::pod::{ATTEMPT_LABEL, CONTAINER_NAME, RUN_LABEL};
 use slipway_exec::{ExecError, LogQuery, LogStream};
+use slipway_objects::Error;
 use slipway_objects::embedded::Embedded;
+use slipway_objects::error::FieldError;
 use slipway_objects::store::ObjectStore;
-use slipway_objects::{Error, Object};
 
 use super::request::{Call, Parameters, Target};
 use super::response::Failure;
 
 pub(super) async fn respond(target: Target, store: Embedded, call: Call) -> Result<Response, Failure> {
     call.authorize(&target, Verb::Get).await?;
-    let pod = store.get(&target.resource, &call.namespace, &call.name).await?;
     let (query, name) = (&call.query, &call.name);
+    let Options { tail, limit, since } = Options::read(query, name)?;
+    let pod = store.get(&target.resource, &call.namespace, name).await?;
     let container = query.text("container");
     if !matches!(container, "" | CONTAINER_NAME) {
         return Err(Error::BadRequest(format!("container {container} is not valid for pod {name}")).into());
@@ -27,21 +30,16 @@ pub(super) async fn respond(target: Target, store: Embedded, call: Call) -> Resu
         let text = format!("previous terminated container {CONTAINER_NAME:?} in pod {name:?} not found");
         return Err(Error::BadRequest(text).into());
     }
-    if query.flag("timestamps") {
-        let text = "the program writes its log itself, without the time of each line".to_owned();
-        return Err(Error::BadRequest(text).into());
-    }
     let headers = [(header::CONTENT_TYPE, "text/plain"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
-    if !has_lines_since(&pod, query)? {
-        return Ok(headers.into_response());
-    }
     let unavailable = || Error::BadRequest("runs need a running server with authentication".to_owned());
     let executor = target.executor.as_ref().and_then(|executor| executor.get()).ok_or_else(unavailable)?;
     let label = |name: &str| pod.metadata.labels.get(name).map_or("", String::as_str);
     let options = LogQuery {
         attempt: label(ATTEMPT_LABEL).parse().ok(),
         follow: query.flag("follow"),
-        tail: query.number("tailLines")?,
+        tail,
+        since,
+        timestamps: query.flag("timestamps"),
     };
     let log = executor.logs(&call.namespace, label(RUN_LABEL), options).await.map_err(|error| match error {
         ExecError::NotFound(_) => target.resource.not_found(name),
@@ -50,8 +48,8 @@ pub(super) async fn respond(target: Target, store: Embedded, call: Call) -> Resu
         )),
         other => Error::BadRequest(other.to_string()),
     })?;
-    let body = match query.number("limitBytes")? {
-        Some(limit) => Body::from_stream(limited(log, usize::try_from(limit).unwrap_or(usize::MAX))),
+    let body = match limit {
+        Some(limit) => Body::from_stream(limited(log, limit)),
         None => Body::from_stream(log),
     };
     Ok((headers, body).into_response())
@@ -76,22 +74,45 @@ fn limited(log: LogStream, limit: usize) -> LogStream {
     stream::unfold(state, next).boxed()
 }
 
-/// Whether the log has lines after the time of a request. The lines have no times, so only those of the attempt decide.
-fn has_lines_since(pod: &Object, query: &Parameters) -> Result<bool, Error> {
-    let since = match (query.number("sinceSeconds")?, query.text("sinceTime")) {
-        (None, "") => return Ok(true),
-        (Some(seconds), _) => now_ms().saturating_sub(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000)),
-        (None, text) => parse_rfc3339(text).ok_or_else(|| Error::BadRequest(format!("invalid sinceTime {text:?}")))?,
-    };
-    let state = &pod.at(&["status", "containerStatuses"])[0]["state"];
-    let time = |state_name: &str, field: &str| state[state_name][field].as_str().and_then(parse_rfc3339);
-    let started = time("running", "startedAt").or_else(|| time("terminated", "startedAt"));
-    match (started, time("terminated", "finishedAt")) {
-        (_, Some(finished)) if finished < since => Ok(false),
-        // The times of a status are in whole seconds.
-        (Some(started), _) if started + 1000 < since => Err(Error::BadRequest(
-            "the program writes its log itself, without the time of each line, and it was started before that time; use tailLines".into(),
-        )),
-        _ => Ok(true),
+/// Which part of a log is requested, with the checks of the API server.
+struct Options {
+    tail: Option<u64>,
+    /// Maximum bytes of the response.
+    limit: Option<usize>,
+    /// In milliseconds since the Unix epoch.
+    since: Option<i64>,
+}
+
+impl Options {
+    fn read(query: &Parameters, pod: &str) -> Result<Self, Error> {
+        let (tail, limit) = (query.integer("tailLines")?, query.integer("limitBytes")?);
+        let (seconds, time) = (query.integer("sinceSeconds")?, query.text("sinceTime"));
+        let mut errors = Vec::new();
+        let mut at_least = |field: &str, value: Option<i64>, minimum: i64| {
+            if let Some(value) = value.filter(|value| *value < minimum) {
+                let detail = if minimum == 0 { "must be greater than or equal to 0" } else { "must be greater than 0" };
+                errors.push(FieldError::invalid(field, &json!(value), detail));
+            }
+        };
+        at_least("tailLines", tail, 0);
+        at_least("limitBytes", limit, 1);
+        if seconds.is_some() && !time.is_empty() {
+            let detail = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+            errors.push(FieldError::forbidden("", detail));
+        } else {
+            at_least("sinceSeconds", seconds, 1);
+        }
+        if !errors.is_empty() {
+            let (group, kind) = (String::new(), "PodLogOptions".to_owned());
+            return Err(Error::Invalid { group, kind, name: pod.to_owned(), errors });
+        }
+        let since = match seconds {
+            Some(seconds) => Some(now_ms().saturating_sub(seconds.saturating_mul(1000))),
+            None if time.is_empty() => None,
+            None => Some(parse_rfc3339(time).ok_or_else(|| Error::BadRequest(format!("invalid sinceTime {time:?}")))?),
+        };
+        // Neither is negative now.
+        let tail = tail.map(i64::unsigned_abs);
+        Ok(Self { tail, limit: limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)), since })
     }
 }

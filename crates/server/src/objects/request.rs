@@ -88,8 +88,17 @@ impl Parameters {
         self.0.get(name).is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
-    /// A number; `None` without the parameter.
+    /// A number that is not negative; `None` without the parameter.
     pub(super) fn number(&self, name: &str) -> Result<Option<u64>, Error> {
+        self.parsed(name)
+    }
+
+    /// A number; `None` without the parameter.
+    pub(super) fn integer(&self, name: &str) -> Result<Option<i64>, Error> {
+        self.parsed(name)
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Error> {
         match self.text(name) {
             "" => Ok(None),
             text => {

@@ -424,7 +424,7 @@ impl Launcher for LocalLauncher {
             }
             let folder = files.folder.clone();
             let is_finished = move || inner.active(&files).is_none();
-            Ok(log::tail(folder, LogQuery { attempt: None, follow, tail: None }, is_finished).boxed())
+            Ok(log::tail(folder, LogQuery { follow, ..LogQuery::default() }, is_finished).boxed())
         }
         .boxed()
     }

@@ -302,7 +302,7 @@ impl Inner {
             return Ok(self.executor.logs(namespace, name, query).await?);
         };
         // The lines of a step are not the last ones of its worker.
-        let query = LogQuery { attempt: Some(worker.attempt), follow: query.follow, tail: None };
+        let query = LogQuery { attempt: Some(worker.attempt), follow: query.follow, ..LogQuery::default() };
         let pieces = self.executor.logs(namespace, &worker.run, query).await?;
         let part = pool::Part::new(name);
         let found = futures_util::stream::unfold((pieces, part), |(mut pieces, mut part)| async move {
@@ -317,7 +317,7 @@ impl Inner {
 
     /// A message with the end of the log. Best effort: a message without it is better than none.
     async fn with_log(&self, (namespace, name): &Key, message: String) -> String {
-        let query = LogQuery { attempt: None, follow: false, tail: Some(MESSAGE_LINES) };
+        let query = LogQuery { tail: Some(MESSAGE_LINES), ..LogQuery::default() };
         let read = async {
             let mut pieces = self.log(namespace, name, query).await.ok()?;
             let mut log = Vec::new();
@@ -398,7 +398,7 @@ impl Launcher for PodLauncher {
         let inner = Arc::clone(&self.inner);
         async move {
             let (namespace, name) = key(&attempt);
-            inner.log(&namespace, &name, LogQuery { attempt: None, follow, tail: None }).await
+            inner.log(&namespace, &name, LogQuery { follow, ..LogQuery::default() }).await
         }
         .boxed()
     }
