@@ -277,6 +277,13 @@ def dry_runs_change_nothing(s):
 
 
 @test
+def faults_of_fields_are_in_the_order_of_the_text(s):
+    body = b'{"zeta": 1, "metadata": {"name": "a", "odd": {"x": 1}, "labels": {"l": "1", "l": "2"}, "name": "a"}, "data": {"k": "1", "k": "2"}, "alpha": {"b": 1}, "data": {"l": "1"}}'
+    for validation in ("Strict", "Warn"):
+        s.send("POST", s.path() + f"?dryRun=All&fieldValidation={validation}", body)
+
+
+@test
 def duplicate_keys_are_refused_or_reported(s):
     s.send("POST", s.path() + "?fieldValidation=Ignore", b'{"metadata": {"name": "a"}, "data": {"k": "1", "k": "2"}}')
     s.send("POST", s.path(), b'{"metadata": {"name": "b", "labels": {"x": "1"}, "labels": {"y": "2"}}, "data": {"k": "1"}, "data": {"l": "2"}}')
@@ -493,7 +500,6 @@ def watches_have_paths_of_their_own(s):
                  f"/api/v1/watch/configmaps?resourceVersion={start}&fieldSelector=metadata.namespace%3D{s.namespace}"):
         s.watch(path, lambda event: event["type"] == "DELETED" and event["object"]["metadata"]["name"] == "a")
     s.get(f"{watched}/a?fieldSelector=metadata.name%3Db")
-    s.send("POST", f"{watched}", {})
 
 
 @test

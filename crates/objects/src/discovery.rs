@@ -11,6 +11,8 @@ const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", 
 const READ_VERBS: &[&str] = &["get", "list", "watch"];
 /// The verbs of a log.
 const LOG_VERBS: &[&str] = &["get"];
+/// The verbs of the finalizers of a namespace.
+const FINALIZE_VERBS: &[&str] = &["update"];
 /// The verbs of a status.
 const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 
@@ -118,8 +120,9 @@ fn verbs(resource: &Resource) -> &'static [&'static str] {
 /// The parts of a resource's objects with routes of their own: name and verbs.
 fn subresources(resource: &Resource) -> Vec<(&'static str, &'static [&'static str])> {
     let log = resource.has_log.then_some(("log", LOG_VERBS));
+    let finalize = resource.rules.has_finalize.then_some(("finalize", FINALIZE_VERBS));
     let status = resource.has_status.then_some(("status", STATUS_VERBS));
-    log.into_iter().chain(status).collect()
+    log.into_iter().chain(finalize).chain(status).collect()
 }
 
 fn described(name: &str, resource: &Resource, verbs: &[&str]) -> Value {

@@ -10,6 +10,8 @@ use serde_json::value::RawValue;
 pub const FOREGROUND_FINALIZER: &str = "foregroundDeletion";
 /// The finalizer of an object whose dependents must outlive it.
 pub const ORPHAN_FINALIZER: &str = "orphan";
+/// The finalizer in the specification of a namespace whose contents must be deleted before it.
+pub const NAMESPACE_FINALIZER: &str = "kubernetes";
 
 /// The metadata of an object. Times are RFC 3339 in whole seconds and UTC.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

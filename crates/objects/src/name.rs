@@ -6,7 +6,7 @@ use serde_json::json;
 use slipway_core::dns::{self, MAX_LABEL, MAX_SUBDOMAIN};
 
 use crate::error::FieldError;
-use crate::meta::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER, ObjectMeta};
+use crate::meta::{FOREGROUND_FINALIZER, NAMESPACE_FINALIZER, ORPHAN_FINALIZER, ObjectMeta};
 
 /// Maximum bytes of all annotations of an object together.
 pub const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
@@ -218,13 +218,13 @@ fn is_printable(c: char) -> bool {
 }
 
 /// Checks that the finalizers of an object of the core group are those of Kubernetes, or have the domain of their controller.
-pub fn finalizer_errors(meta: &ObjectMeta) -> Vec<FieldError> {
-    let standard = [ORPHAN_FINALIZER, FOREGROUND_FINALIZER, "kubernetes"];
+pub fn finalizer_errors(finalizers: &[String], path: &str) -> Vec<FieldError> {
+    let standard = [ORPHAN_FINALIZER, FOREGROUND_FINALIZER, NAMESPACE_FINALIZER];
     let detail = "name is neither a standard finalizer name nor is it fully qualified";
     let unqualified =
         |(_, finalizer): &(usize, &String)| !finalizer.contains('/') && !standard.contains(&finalizer.as_str());
-    let found = meta.finalizers.iter().enumerate().filter(unqualified);
-    found.map(|(i, f)| FieldError::invalid(format!("metadata.finalizers[{i}]"), &json!(f), detail)).collect()
+    let found = finalizers.iter().enumerate().filter(unqualified);
+    found.map(|(i, f)| FieldError::invalid(format!("{path}[{i}]"), &json!(f), detail)).collect()
 }
 
 /// Checks labels at a path.

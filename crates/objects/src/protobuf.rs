@@ -1,5 +1,5 @@
 //! Reads request bodies in Kubernetes' protobuf encoding, which Go clients use for the kinds that they know (`kubectl create configmap`).
-//! Responses are always JSON, which every client accepts.
+//! Responses are never in this encoding: clients that prefer it accept JSON too.
 //!
 //! Source: `k8s.io/apimachinery/pkg/runtime/serializer/protobuf` and the numbers of fields in `generated.proto` of each API group.
 

@@ -145,6 +145,10 @@ pub struct Rules {
     pub is_held: fn(&Object) -> bool,
     /// Why the object with this name may never be deleted.
     pub undeletable: fn(&str) -> Option<&'static str>,
+    /// Whether a replacement of an object that does not exist creates it.
+    pub creates_on_update: bool,
+    /// Whether the finalizers in the specification of an object have a route of their own, `finalize`.
+    pub has_finalize: bool,
 }
 
 impl Default for Rules {
@@ -157,6 +161,8 @@ impl Default for Rules {
             terminate: |_| {},
             is_held: |_| false,
             undeletable: |_| None,
+            creates_on_update: false,
+            has_finalize: false,
         }
     }
 }
@@ -261,6 +267,19 @@ impl Resource {
         Error::NotFound { resource: self.group_resource(), name: name.to_owned() }
     }
 
+    /// The error of a write of the object with a unique id, where the stored object has another one; empty if there is none.
+    pub fn uid_conflict(&self, namespace: &str, name: &str, given: &str, stored: &str) -> Error {
+        let group = if self.group.is_empty() { String::new() } else { format!("{}/", self.group) };
+        let key: Vec<&str> = [namespace, name].into_iter().filter(|part| !part.is_empty()).collect();
+        let detail = format!(
+            "StorageError: invalid object, Code: 4, Key: /registry/{group}{}/{}, ResourceVersion: 0, AdditionalErrorMsg: \
+             Precondition failed: UID in precondition: {given}, UID in object meta: {stored}",
+            self.plural,
+            key.join("/"),
+        );
+        self.conflict(name, detail)
+    }
+
     /// The error of an object that another change came before, or whose precondition does not hold.
     pub fn conflict(&self, name: &str, detail: impl Into<String>) -> Error {
         Error::Conflict { resource: self.group_resource(), name: name.to_owned(), detail: detail.into() }
@@ -292,9 +311,23 @@ impl Resource {
     /// the text.
     pub fn decode(
         &self,
+        value: Value,
+        validation: FieldValidation,
+        strict: &[String],
+    ) -> Result<(Object, Vec<String>), Error> {
+        self.decode_arranged(value, validation, strict, |_| {})
+    }
+
+    /// As [`Self::decode`]; `arrange` sorts the messages about fields if there are several.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_arranged(
+        &self,
         mut value: Value,
         validation: FieldValidation,
         strict: &[String],
+        arrange: impl FnOnce(&mut [String]),
     ) -> Result<(Object, Vec<String>), Error> {
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (kind, api_version) = (text("kind"), text("apiVersion"));
@@ -326,8 +359,11 @@ impl Resource {
         if let Some(first) = wrong.first() {
             return Err(refuse(&first.decoding_error(self.kind)));
         }
-        let unknown = unknown.iter().map(|path| format!("unknown field {path:?}"));
-        let unknown: Vec<String> = strict.iter().cloned().chain(unknown).collect();
+        let unknown = unknown.iter().map(|path| unknown_field(path));
+        let mut unknown: Vec<String> = strict.iter().cloned().chain(unknown).collect();
+        if unknown.len() > 1 {
+            arrange(&mut unknown);
+        }
         if validation == FieldValidation::Strict && !unknown.is_empty() {
             return Err(refuse(&format!("strict decoding error: {}", unknown.join(", "))));
         }
@@ -360,6 +396,11 @@ impl Resource {
             _ => self.selectable.iter().find(|(name, _)| *name == field).map(|(_, value)| value(object)),
         }
     }
+}
+
+/// The message about a field that a schema does not have.
+pub fn unknown_field(path: &str) -> String {
+    format!("unknown field {path:?}")
 }
 
 /// All resources of an API, in the order in which discovery lists them.

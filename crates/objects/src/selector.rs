@@ -288,6 +288,11 @@ impl std::fmt::Display for FieldSelector {
 }
 
 impl FieldSelector {
+    /// Selects the object with this name.
+    pub fn of_name(name: &str) -> Self {
+        Self(vec![FieldRequirement { field: "metadata.name".into(), value: name.to_owned(), equal: true }])
+    }
+
     /// Parses a selector such as `metadata.name=a,type!=Normal`. In values, `\` precedes a comma, an equals sign or itself.
     ///
     /// # Errors

@@ -147,6 +147,8 @@ pub enum Part {
     Main,
     /// Only the status.
     Status,
+    /// All but the status, with the finalizers in the specification, which [`Part::Main`] does not change.
+    Finalizers,
 }
 
 /// How an object is written.

@@ -108,6 +108,13 @@ fn object_routes(target: &Target) -> Routes<Embedded> {
     if resource.namespaced {
         routes = routes.get(&all, access, target.handler(handlers::list));
     }
+    routes = routes.merge(watch_routes(target, &collection));
+    if resource.rules.has_finalize {
+        let finalizers = Target { part: Part::Finalizers, ..target.clone() };
+        let path = format!("{item}/finalize");
+        routes =
+            routes.put(&path, access, finalizers.handler(handlers::update)).get(&path, unsupported, method_not_allowed);
+    }
     if resource.has_status {
         let status = Target { part: Part::Status, ..target.clone() };
         let path = format!("{item}/status");
@@ -119,6 +126,24 @@ fn object_routes(target: &Target) -> Routes<Embedded> {
     routes
 }
 
+/// The routes of watches below `watch/`, which old clients use instead of a parameter.
+fn watch_routes(target: &Target, collection: &str) -> Routes<Embedded> {
+    let access = Access::DecidedByHandler;
+    let resource = &target.resource;
+    let base = resource.base_path();
+    let below = collection.strip_prefix(&base).unwrap_or(collection);
+    let collection = format!("{base}/watch{below}");
+    let mut routes = Routes::new().get(&collection, access, target.handler(handlers::watch)).get(
+        &format!("{collection}/{{name}}"),
+        access,
+        target.handler(handlers::watch),
+    );
+    if resource.namespaced {
+        routes = routes.get(&format!("{base}/watch/{}", resource.plural), access, target.handler(handlers::watch));
+    }
+    routes
+}
+
 /// The routes of a resource that clients cannot change, at the paths of all objects, of those in a namespace, and of one.
 fn read_only_routes(target: &Target, [all, collection, item]: [&str; 3]) -> Routes<Embedded> {
     let access = Access::DecidedByHandler;
@@ -126,7 +151,8 @@ fn read_only_routes(target: &Target, [all, collection, item]: [&str; 3]) -> Rout
     let mut routes = Routes::new()
         .get(all, access, target.handler(handlers::list))
         .get(collection, access, target.handler(handlers::list))
-        .get(item, access, target.handler(handlers::get));
+        .get(item, access, target.handler(handlers::get))
+        .merge(watch_routes(target, collection));
     for path in [collection, item] {
         routes = routes
             .post(path, unsupported, method_not_allowed)

@@ -13,6 +13,7 @@ use crate::store::Part;
 
 /// The field with the observed state.
 const STATUS: &str = "status";
+const SPEC: &str = "spec";
 
 fn bad_request(message: impl Into<String>) -> Error {
     Error::BadRequest(message.into())
@@ -81,16 +82,7 @@ pub(super) fn updated(
         return Err(bad_request(message));
     }
     if !new.metadata.uid.is_empty() && new.metadata.uid != old.metadata.uid {
-        let group = if resource.group.is_empty() { String::new() } else { format!("{}/", resource.group) };
-        let detail = format!(
-            "StorageError: invalid object, Code: 4, Key: /registry/{group}{}/{}, ResourceVersion: 0, AdditionalErrorMsg: \
-             Precondition failed: UID in precondition: {}, UID in object meta: {}",
-            resource.plural,
-            [namespace, name].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/"),
-            new.metadata.uid,
-            old.metadata.uid
-        );
-        return Err(resource.conflict(name, detail));
+        return Err(resource.uid_conflict(namespace, name, &new.metadata.uid, &old.metadata.uid));
     }
     let version = &new.metadata.resource_version;
     if version.bytes().any(|digit| !digit.is_ascii_digit()) {
@@ -123,7 +115,11 @@ pub(super) fn updated(
     meta.deletion_timestamp.clone_from(&before.deletion_timestamp);
     meta.deletion_grace_period_seconds = before.deletion_grace_period_seconds;
     meta.generation = before.generation;
+    let given = new.body.get(SPEC).filter(|_| part == Part::Finalizers).cloned();
     (resource.rules.prepare)(&mut new, Some(old));
+    if let Some(spec) = given {
+        new.body.insert(SPEC.into(), spec);
+    }
     if resource.counts_generations && desired(&new) != desired(old) {
         new.metadata.generation += 1;
     }
@@ -180,7 +176,7 @@ pub(super) fn imported(resource: &Resource, mut object: Object) -> Object {
 fn faults(resource: &Resource, new: &Object, old: Option<&Object>) -> Vec<FieldError> {
     let mut errors = metadata_errors(&new.metadata, resource.names);
     if !resource.is_custom {
-        errors.extend(finalizer_errors(&new.metadata));
+        errors.extend(finalizer_errors(&new.metadata.finalizers, "metadata.finalizers"));
     }
     if resource.namespaced {
         let namespace = &new.metadata.namespace;

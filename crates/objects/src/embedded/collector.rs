@@ -5,14 +5,14 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::Value;
 use slipway_core::clock::now_ms;
 use tokio::time::Instant;
 
 use super::Embedded;
 use super::feed::Change;
 use crate::error::Error;
-use crate::meta::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER};
+use crate::meta::{FOREGROUND_FINALIZER, NAMESPACE_FINALIZER, ORPHAN_FINALIZER};
 use crate::object::Object;
 use crate::repo::{self, Reference};
 use crate::resource::Resource;
@@ -159,7 +159,10 @@ async fn empty(store: &Embedded, namespaces: &Resource, namespace: &Reference) -
     let members = store.inner.database.read(move |c| repo::namespace_members(c, &name, MAX_OBJECTS)).await?;
     if members.is_empty() {
         let release = |object: &mut Object| {
-            object.body.insert("spec".into(), json!({}));
+            if let Some(Value::Array(finalizers)) = object.body.get_mut("spec").and_then(|s| s.get_mut("finalizers")) {
+                finalizers.retain(|finalizer| finalizer != NAMESPACE_FINALIZER);
+            }
+            (namespaces.rules.fill)(object);
         };
         return unless_gone(store.release(namespaces, &namespace.key, release).await);
     }

@@ -12,7 +12,7 @@ use crate::meta::{FOREGROUND_FINALIZER, OwnerReference};
 use crate::patch::Patch;
 use crate::selector::LabelSelector;
 use crate::store::{
-    ApplyOptions, DeleteOptions, Deletion, ListOptions, Propagation, Selection, WatchEvent, WatchOptions,
+    ApplyOptions, DeleteOptions, Deletion, ListOptions, Part, Propagation, Selection, WatchEvent, WatchOptions,
 };
 
 struct Fixture {
@@ -249,6 +249,31 @@ async fn dependent_of_two_owners_outlives_the_first() {
     fixture.delete("b", Propagation::Background).await;
     fixture.collect().await;
     assert!(fixture.names().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn finalizers_of_a_namespace_have_a_route_of_their_own() {
+    let fixture = fixture().await;
+    let (store, namespaces) = (&fixture.store, &fixture.namespaces);
+    let write = |part: Part| WriteOptions { part, ..WriteOptions::default() };
+    let with = |finalizers: &[&str]| {
+        let mut namespace = named("n");
+        namespace.body.insert("spec".into(), json!({"finalizers": finalizers}));
+        namespace
+    };
+    store.create(namespaces, "", named("n"), &write(Part::Main)).await.unwrap();
+    let finalizers = |namespace: &Object| namespace.at(&["spec"]).clone();
+    let written = store.update(namespaces, "", "n", with(&[]), &write(Part::Main)).await.unwrap();
+    assert_eq!(finalizers(&written.object), json!({"finalizers": ["kubernetes"]}));
+    let held = with(&["kubernetes", "example.com/hold"]);
+    let written = store.update(namespaces, "", "n", held, &write(Part::Finalizers)).await.unwrap();
+    assert_eq!(finalizers(&written.object), json!({"finalizers": ["kubernetes", "example.com/hold"]}));
+    let odd = store.update(namespaces, "", "n", with(&["odd"]), &write(Part::Finalizers)).await.unwrap_err();
+    assert!(odd.to_string().contains("spec.finalizers[0]: Invalid value: \"odd\""), "{odd}");
+    let deletion = store.delete(namespaces, "", "n", &DeleteOptions::default()).await.unwrap();
+    assert!(matches!(deletion, Deletion::Pending(_)), "{deletion:?}");
+    store.update(namespaces, "", "n", with(&[]), &write(Part::Finalizers)).await.unwrap();
+    assert!(matches!(store.get(namespaces, "", "n").await, Err(Error::NotFound { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,8 @@ use crate::store::Part;
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 /// The field with the observed state, which only writes of the status own.
 const STATUS: &str = "status";
+/// The route of the finalizers of a namespace.
+const FINALIZE: &str = "finalize";
 
 /// The fields that no manager owns, because they identify the object or are set by the server.
 static UNMANAGED: LazyLock<Set> = LazyLock::new(|| {
@@ -101,15 +103,21 @@ impl Tracker<'_> {
     }
 
     fn subresource(&self) -> &'static str {
-        if self.part == Part::Status { STATUS } else { "" }
+        match self.part {
+            Part::Main => "",
+            Part::Status => STATUS,
+            Part::Finalizers => FINALIZE,
+        }
     }
 
     /// The fields of a set that this write can change.
     fn written(&self, set: Set) -> Set {
         match self.part {
             Part::Status => set.only(STATUS),
-            Part::Main if self.resource.has_status => set.difference_with_descendants(&Set::of_fields(&[&[STATUS]])),
-            Part::Main => set,
+            Part::Main | Part::Finalizers if self.resource.has_status => {
+                set.difference_with_descendants(&Set::of_fields(&[&[STATUS]]))
+            }
+            Part::Main | Part::Finalizers => set,
         }
     }
 

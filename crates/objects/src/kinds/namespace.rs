@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::age_column;
-use crate::name::NameForm;
+use crate::meta::NAMESPACE_FINALIZER;
+use crate::name::{NameForm, finalizer_errors};
 use crate::object::Object;
 use crate::resource::{Cell, Column, Resource, Rules, embedded_schema};
 
@@ -45,6 +46,9 @@ pub(super) fn resource() -> Resource {
                 for field in ["spec", "status"] {
                     namespace.body.entry(field).or_insert_with(|| json!({}));
                 }
+                if namespace.at(&["spec", "finalizers"]) == &json!([]) {
+                    namespace.body.insert("spec".into(), json!({}));
+                }
             },
             default,
             prepare,
@@ -53,6 +57,12 @@ pub(super) fn resource() -> Resource {
                 object.body["status"]["phase"] = json!("Terminating");
             },
             is_held: |object| object.at(&["spec", "finalizers"]).as_array().is_some_and(|list| !list.is_empty()),
+            validate: |namespace, _| {
+                let finalizers: Vec<String> =
+                    serde_json::from_value(namespace.at(&["spec", "finalizers"]).clone()).unwrap_or_default();
+                finalizer_errors(&finalizers, "spec.finalizers")
+            },
+            has_finalize: true,
             undeletable: |name| (name == "default").then_some("this namespace may not be deleted"),
             ..Rules::default()
         },
@@ -71,12 +81,12 @@ fn prepare(new: &mut Object, old: Option<&Object>) {
     match old {
         None => {
             // Released by the garbage collector once the namespace is empty.
-            new.body.insert("spec".into(), json!({"finalizers": ["kubernetes"]}));
+            new.body.insert("spec".into(), json!({"finalizers": [NAMESPACE_FINALIZER]}));
             new.body.insert("status".into(), json!({"phase": "Active"}));
         }
-        Some(old) if !new.metadata.is_deleting() => {
+        // The route `finalize` changes them.
+        Some(old) => {
             new.body.insert("spec".into(), old.at(&["spec"]).clone());
         }
-        Some(_) => {}
     }
 }

@@ -77,9 +77,11 @@ pub(super) fn uri(
     uri = format!("{uri}/{}", resource.plural);
     if !name.is_empty() {
         uri = format!("{uri}/{name}");
-        if part == Part::Status {
-            uri.push_str("/status");
-        }
+        uri.push_str(match part {
+            Part::Main => "",
+            Part::Status => "/status",
+            Part::Finalizers => "/finalize",
+        });
     }
     if !parameters.0.is_empty() {
         let query = Serializer::new(String::new()).extend_pairs(&parameters.0).finish();

@@ -28,13 +28,17 @@ pub(super) async fn get(target: Target, store: Embedded, call: Call) -> Result {
 
 pub(super) async fn list(target: Target, store: Embedded, call: Call) -> Result {
     if call.query.flag("watch") {
-        call.authorize(&target, Verb::Watch).await?;
-        return watch::respond(target, store, call).await;
+        return watch(target, store, call).await;
     }
     call.authorize(&target, Verb::List).await?;
     let view = View::of(&call)?;
     let options = list_options(&call)?;
     Ok(view.list(&target.resource, &store.list_texts(&target.resource, &options).await?)?)
+}
+
+pub(super) async fn watch(target: Target, store: Embedded, call: Call) -> Result {
+    call.authorize(&target, Verb::Watch).await?;
+    watch::respond(target, store, call).await
 }
 
 fn list_options(call: &Call) -> std::result::Result<ListOptions, Error> {
@@ -95,9 +99,35 @@ pub(super) async fn update(target: Target, store: Embedded, call: Call) -> Resul
     let view = View::of(&call)?;
     let options = call.write_options(target.part, RequestOptions::Update)?;
     let (object, warnings) = call.object(&target.resource, options.validation)?;
-    let mut written = store.update(&target.resource, &call.namespace, &call.name, object, &options).await?;
+    let (resource, namespace, name) = (&target.resource, &call.namespace, &call.name);
+    let mut written = match store.update(resource, namespace, name, object.clone(), &options).await {
+        Err(Error::NotFound { name: missing, .. })
+            if missing == *name && resource.rules.creates_on_update && target.part == Part::Main =>
+        {
+            call.authorize(&target, Verb::Create).await?;
+            let object = named(object, name)?;
+            if !object.metadata.uid.is_empty() {
+                return Err(resource.uid_conflict(namespace, name, &object.metadata.uid, "").into());
+            }
+            store.create(resource, namespace, object, &options).await?
+        }
+        result => result?,
+    };
     written.warnings = warnings;
-    Ok(view.written(StatusCode::OK, &target.resource, &written))
+    let status = if written.is_created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(view.written(status, resource, &written))
+}
+
+/// An object with the name in the path of a request.
+fn named(mut object: Object, name: &str) -> std::result::Result<Object, Error> {
+    let given = &mut object.metadata.name;
+    if given.is_empty() {
+        name.clone_into(given);
+    } else if given != name {
+        let message = format!("the name of the object ({given}) does not match the name on the URL ({name})");
+        return Err(Error::BadRequest(message));
+    }
+    Ok(object)
 }
 
 pub(super) async fn patch(target: Target, store: Embedded, call: Call) -> Result {

@@ -98,7 +98,7 @@ impl Options {
         at_least("limitBytes", limit, 1);
         if seconds.is_some() && !time.is_empty() {
             let detail = "at most one of `sinceTime` or `sinceSeconds` may be specified";
-            errors.push(FieldError::forbidden("", detail));
+            errors.push(FieldError::forbidden("[]", detail));
         } else {
             at_least("sinceSeconds", seconds, 1);
         }

@@ -19,12 +19,10 @@ use slipway_objects::selector::{FieldSelector, LabelSelector};
 use slipway_objects::store::{DeleteOptions, Part, Propagation, Selection, WriteOptions};
 use slipway_objects::{Error, Object, Resource, protobuf};
 
-use super::response::Failure;
+use super::negotiation::{YAML, prefers_yaml};
+use super::response::{Failure, in_yaml};
 use super::text::{self, Objects, Text};
 use super::{MAX_BODY_BYTES, RunExecutor};
-
-/// The media type of YAML.
-const YAML: &str = "application/yaml";
 
 /// What a route is about.
 #[derive(Debug, Clone)]
@@ -51,8 +49,12 @@ impl Target {
     {
         let target = self.clone();
         move |State(store), call| {
+            let is_yaml = prefers_yaml(&call.headers);
             let result = handle(target.clone(), store, call);
-            Box::pin(async move { result.await.unwrap_or_else(IntoResponse::into_response) })
+            Box::pin(async move {
+                let response = result.await.unwrap_or_else(IntoResponse::into_response);
+                if is_yaml { in_yaml(response).await } else { response }
+            })
         }
     }
 }
@@ -189,7 +191,13 @@ impl Call {
             _ if is_yaml => duplicates,
             _ => duplicate_fields(&duplicates),
         };
-        resource.decode(value, validation, &strict)
+        let is_json = matches!(self.content_type(), "" | "application/json");
+        resource.decode_arranged(value, validation, &strict, |messages| {
+            // Of custom resources, the API server sorts unknown fields by their paths.
+            if is_json && !resource.is_custom {
+                text::arrange(&self.body, messages);
+            }
+        })
     }
 
     /// The text of the body.
@@ -266,10 +274,17 @@ impl Call {
 
     /// Which objects a list or watch selects.
     pub(super) fn selection(&self) -> Result<Selection, Error> {
+        let mut fields = FieldSelector::parse(self.query.text("fieldSelector"))?;
+        if !self.name.is_empty() && fields.is_empty() {
+            fields = FieldSelector::of_name(&self.name);
+        } else if !self.name.is_empty() && fields.name() != Some(&self.name) {
+            let message = "fieldSelector metadata.name doesn't match requested name";
+            return Err(Error::BadRequest(message.into()));
+        }
         Ok(Selection {
             namespace: Some(self.namespace.clone()).filter(|namespace| !namespace.is_empty()),
             labels: LabelSelector::parse(self.query.text("labelSelector"))?,
-            fields: FieldSelector::parse(self.query.text("fieldSelector"))?,
+            fields,
         })
     }
 
@@ -347,7 +362,7 @@ impl Call {
 
 /// The messages about fields that occur more than once.
 fn duplicate_fields(paths: &[String]) -> Vec<String> {
-    paths.iter().map(|path| format!("duplicate field {path:?}")).collect()
+    paths.iter().map(|path| text::duplicate_field(path)).collect()
 }
 
 /// Reads the parameter `dryRun`, one of the options of a request.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use slipway_objects::store::{Page, Written};
 use slipway_objects::table::{IncludeObject, partial_metadata, table};
 use slipway_objects::{Encoded, Error, Object, Resource};
 
-use super::negotiation::{Representation, negotiate};
+use super::negotiation::{Representation, YAML, negotiate};
 use super::request::Call;
 
 /// A failed request.
@@ -52,7 +53,13 @@ impl Failure {
 
     /// A request for a representation that does not exist.
     fn not_acceptable() -> Self {
-        let message = "only the following media types are accepted: application/json";
+        let message = "only the following media types are accepted: application/json, application/yaml";
+        Self(Box::new(Status::failure(406, "NotAcceptable", message.into())))
+    }
+
+    /// A request for a watch in YAML: its events could not be told apart.
+    pub(super) fn not_acceptable_stream() -> Self {
+        let message = "only the following media types are accepted: application/json;stream=watch";
         Self(Box::new(Status::failure(406, "NotAcceptable", message.into())))
     }
 }
@@ -71,6 +78,31 @@ pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
 
 fn json_text(status: StatusCode, body: Vec<u8>) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// The same response with its JSON as YAML.
+pub(super) async fn in_yaml(response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    if parts.headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != "application/json") {
+        return Response::from_parts(parts, body);
+    }
+    // The body is complete in memory already: watches are not served in YAML.
+    let text = match axum::body::to_bytes(body, usize::MAX).await {
+        Ok(text) => text,
+        Err(error) => return Failure::from(Error::BadRequest(error.to_string())).into_response(),
+    };
+    let value = serde_json::from_slice::<Value>(&text).map_err(|error| error.to_string());
+    match value.and_then(|value| serde_saphyr::to_string(&value).map_err(|error| error.to_string())) {
+        Ok(yaml) => {
+            parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(YAML));
+            parts.headers.remove(header::CONTENT_LENGTH);
+            Response::from_parts(parts, Body::from(yaml))
+        }
+        Err(error) => {
+            tracing::error!(error, "a response cannot be written as YAML");
+            Response::from_parts(parts, Body::from(text))
+        }
+    }
 }
 
 /// How a client wants objects to be shown.
@@ -188,4 +220,44 @@ fn list_text(resource: &Resource, metadata: &Value, items: &[Encoded]) -> Vec<u8
     }
     text.extend_from_slice(b"]}");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn yaml_has_the_values_of_json() {
+        let odd = [
+            "",
+            "true",
+            "no",
+            "null",
+            "~",
+            "1",
+            "0x1",
+            "1e3",
+            "a: b",
+            "- a",
+            "#c",
+            "two\nlines\n",
+            " space ",
+            "\u{1}",
+            "\"q\"",
+            "'",
+            "é",
+            "2026-01-01",
+            "|",
+            "&a",
+            "*a",
+            "%",
+            "@",
+        ];
+        let value = json!({"odd": odd, "keys": odd.iter().map(|key| ((*key).to_owned(), json!(1))).collect::<serde_json::Map<_, _>>(),
+            "numbers": [0, -1, 1.5, 9_007_199_254_740_993_i64], "empty": {}, "none": [], "null": null, "nested": [[{"a": []}]]});
+        let response = in_yaml(json_response(StatusCode::OK, &value)).await;
+        assert_eq!(response.headers()[header::CONTENT_TYPE], YAML);
+        let text = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        assert_eq!(super::super::text::yaml(&text).unwrap().value, value);
+    }
 }

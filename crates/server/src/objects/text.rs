@@ -9,6 +9,7 @@ use serde_json::map::Entry;
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use serde_saphyr::options::DuplicateKeyPolicy;
+use slipway_objects::resource::unknown_field;
 
 /// Maximum number of duplicate keys that are reported, as in the API server.
 const MAX_DUPLICATES: usize = 100;
@@ -39,9 +40,25 @@ pub(super) fn json(text: &[u8], objects: Objects) -> serde_json::Result<Text> {
     let found = RefCell::new(BTreeSet::new());
     let order = RefCell::new(Vec::new());
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let value = Json { path: None, objects, found: &found, order: &order }.deserialize(&mut deserializer)?;
+    let value =
+        Json { path: None, objects, found: &found, order: &order, keys: None }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(Text { value, duplicates: order.into_inner() })
+}
+
+/// Sorts the messages about fields of an object in JSON as the API server finds them: in the order of the keys in the text.
+pub(super) fn arrange(text: &[u8], messages: &mut [String]) {
+    let (found, order, keys) = (RefCell::default(), RefCell::default(), RefCell::default());
+    let reader = Json { path: None, objects: Objects::Replace, found: &found, order: &order, keys: Some(&keys) };
+    // The text was read before, so this cannot fail.
+    let _ = reader.deserialize(&mut serde_json::Deserializer::from_slice(text));
+    let keys = keys.into_inner();
+    messages.sort_by_cached_key(|message| keys.iter().position(|key| key == message).unwrap_or(usize::MAX));
+}
+
+/// The message about a field that occurs more than once.
+pub(super) fn duplicate_field(path: &str) -> String {
+    format!("duplicate field {path:?}")
 }
 
 /// Where a value is. It is only written out for a duplicate key.
@@ -75,6 +92,8 @@ struct Json<'p> {
     objects: Objects,
     found: &'p RefCell<BTreeSet<String>>,
     order: &'p RefCell<Vec<String>>,
+    /// The messages about all keys, in their order, if they were unknown or duplicates.
+    keys: Option<&'p RefCell<Vec<String>>>,
 }
 
 impl Json<'_> {
@@ -157,10 +176,15 @@ impl<'de> Visitor<'de> for Json<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            if fields.contains_key(&key) {
+            let is_duplicate = fields.contains_key(&key);
+            if is_duplicate {
                 self.report(&key);
             }
             let path = Path { parent: self.path, step: Step::Key(&key) };
+            if let Some(keys) = self.keys {
+                let path = path.text();
+                keys.borrow_mut().push(if is_duplicate { duplicate_field(&path) } else { unknown_field(&path) });
+            }
             let value = map.next_value_seed(Json { path: Some(&path), ..self })?;
             insert(&mut fields, key, value, self.objects);
         }
@@ -254,6 +278,18 @@ mod tests {
         assert_eq!(read.duplicates, ["a.k", "l[1].x", "a"]);
         assert_eq!(json(text, Objects::Merge).unwrap().value["a"], json!({"k": 3, "z": 1.5}));
         assert!(json(b"{} {}", Objects::Replace).is_err() && json(b"{", Objects::Replace).is_err());
+    }
+
+    #[test]
+    fn messages_are_in_the_order_of_the_text() {
+        let text = br#"{"z": {"b": 1, "a": [{"y": 1}]}, "k": 1, "k": 2, "c": 1}"#;
+        let expected =
+            ["z", "z.b", "z.a[0].y"].map(unknown_field).into_iter().chain([duplicate_field("k"), unknown_field("c")]);
+        let expected: Vec<String> = expected.collect();
+        let mut messages = expected.clone();
+        messages.sort();
+        arrange(text, &mut messages);
+        assert_eq!(messages, expected);
     }
 
     #[test]

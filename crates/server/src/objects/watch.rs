@@ -18,6 +18,7 @@ use slipway_objects::store::{WatchEvent, WatchOptions, parse_version};
 use slipway_objects::{Encoded, Resource};
 
 use super::handlers::MATCH;
+use super::negotiation::prefers_yaml;
 use super::request::{Call, Target};
 use super::response::{Failure, View};
 
@@ -29,6 +30,9 @@ const MAX_TIMEOUT: u64 = 24 * 60 * 60;
 const INITIAL_END: &str = "k8s.io/initial-events-end";
 
 pub(super) async fn respond(target: Target, store: Embedded, call: Call) -> Result<Response, Failure> {
+    if prefers_yaml(&call.headers) {
+        return Err(Failure::not_acceptable_stream());
+    }
     let view = View::of(&call)?;
     let version = parse_version(call.query.text("resourceVersion"))?;
     let send_initial_events = call.query.flag("sendInitialEvents");

@@ -57,7 +57,12 @@ pub(super) fn core() -> Resource {
             ("type", |event| text(event, "type").to_owned()),
         ],
         conversion: None,
-        rules: Rules { fill: form::fill_core, validate: rules::validate_core, ..Rules::default() },
+        rules: Rules {
+            fill: form::fill_core,
+            validate: rules::validate_core,
+            creates_on_update: true,
+            ..Rules::default()
+        },
     }
 }
 
@@ -82,7 +87,12 @@ pub(super) fn grouped() -> Resource {
             ("type", |event| text(event, "type").to_owned()),
         ],
         conversion: Some(Conversion { group: "", to_stored: form::to_core, from_stored: form::from_core }),
-        rules: Rules { fill: form::fill_grouped, validate: rules::validate_grouped, ..Rules::default() },
+        rules: Rules {
+            fill: form::fill_grouped,
+            validate: rules::validate_grouped,
+            creates_on_update: true,
+            ..Rules::default()
+        },
         ..resource
     }
 }
