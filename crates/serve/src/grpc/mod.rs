@@ -27,6 +27,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::deployment::Request as InferRequest;
+use crate::http::wire::{unsupported_input, unsupported_output};
 use crate::http::{EXTENSIONS, index_entries, load_model, versions};
 use crate::tensor::{Data, DataType, Tensor, TensorSpec, parse_shape};
 use crate::{Error, Gateway};
@@ -77,7 +78,7 @@ fn tensor_metadata(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
     let convert = |s: &TensorSpec| TensorMetadata {
         name: s.name.clone(),
         datatype: s.datatype.name().into(),
-        shape: s.shape.clone(),
+        shape: s.declared_shape(),
     };
     specs.iter().map(convert).collect()
 }
@@ -175,7 +176,7 @@ impl Service {
         let split_header = deployment.manifest.spec.split.header.as_deref().map(str::to_ascii_lowercase);
         let split_key =
             split_header.and_then(|h| headers.get(h.as_str())).and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let requested: Vec<String> = request.outputs.into_iter().map(|o| o.name).collect();
+        let requested = requested_outputs(request.outputs)?;
         let inputs = read_inputs(request.inputs, &request.raw_input_contents)?;
         let version = Some(request.model_version).filter(|v| !v.is_empty());
         let infer_request = InferRequest { id: Some(request.id), version, split_key, inputs };
@@ -183,10 +184,9 @@ impl Service {
 
         let mut outputs = Vec::new();
         let mut raw = Vec::new();
-        for name in &requested {
-            result.output(name)?;
-        }
-        for tensor in result.outputs.iter().filter(|o| requested.is_empty() || requested.contains(&o.name)) {
+        let all = if requested.is_empty() { result.outputs.as_slice() } else { &[] };
+        let named = requested.iter().map(|name| result.output(name)).collect::<Result<Vec<_>, _>>()?;
+        for tensor in all.iter().chain(named) {
             let mut bytes = Vec::with_capacity(tensor.data.len() * 4);
             tensor.data.write_binary(&mut bytes);
             raw.push(bytes.into());
@@ -218,6 +218,37 @@ impl Service {
     }
 }
 
+/// The names of the requested outputs, in the order of the request.
+///
+/// # Errors
+/// [`Error::Invalid`] for the parameters of extensions that are not supported, as over REST.
+fn requested_outputs(
+    outputs: Vec<inference::model_infer_request::InferRequestedOutputTensor>,
+) -> Result<Vec<String>, Error> {
+    let name = |output: inference::model_infer_request::InferRequestedOutputTensor| {
+        let class_count = output.parameters.get("classification").and_then(|p| p.parameter_choice.as_ref());
+        let wants_classes = class_count.is_some_and(|n| !matches!(n, ParameterChoice::Int64Param(0)));
+        if wants_classes || output.parameters.contains_key("shared_memory_region") {
+            return Err(unsupported_output(&output.name));
+        }
+        Ok(output.name)
+    };
+    outputs.into_iter().map(name).collect()
+}
+
+/// Whether the contents of a tensor have elements. Clients also send empty contents beside raw data, and protobuf cannot distinguish empty
+/// contents from none.
+fn has_elements(c: &InferTensorContents) -> bool {
+    !(c.bool_contents.is_empty()
+        && c.int_contents.is_empty()
+        && c.int64_contents.is_empty()
+        && c.uint_contents.is_empty()
+        && c.uint64_contents.is_empty()
+        && c.fp32_contents.is_empty()
+        && c.fp64_contents.is_empty()
+        && c.bytes_contents.is_empty())
+}
+
 fn read_inputs(
     inputs: Vec<inference::model_infer_request::InferInputTensor>,
     raw: &[bytes::Bytes],
@@ -232,12 +263,16 @@ fn read_inputs(
     let parse = |(i, input): (usize, inference::model_infer_request::InferInputTensor)| {
         let (shape, count) = parse_shape(&input.shape, &input.name)?;
         let datatype = DataType::parse(&input.datatype, &input.name)?;
-        let data = match (raw.get(i), input.contents) {
+        if input.parameters.contains_key("shared_memory_region") {
+            return Err(unsupported_input(&input.name));
+        }
+        let data = match (raw.get(i), input.contents.filter(has_elements)) {
             (Some(_), Some(_)) => {
                 return Err(Error::Invalid(format!("input '{}' has both contents and raw_input_contents", input.name)));
             }
             (Some(bytes), None) => Data::from_binary(bytes, datatype, &input.name, count)?,
             (None, Some(contents)) => from_contents(contents, datatype, &input.name)?,
+            (None, None) if count == 0 => Data::zeros(datatype, 0),
             (None, None) => return Err(Error::Invalid(format!("input '{}' has no data", input.name))),
         };
         Tensor::new(input.name, shape, data)

@@ -170,6 +170,97 @@ async fn errors_map_to_grpc_codes() {
     assert_eq!(code(request("m", 1.0, String::new())).await, Code::NotFound);
 }
 
+#[tokio::test]
+async fn inputs_may_have_empty_contents_or_none() {
+    let world = world(BodyLimits::default()).await;
+    let gateway = &world.gateway;
+    let mut raw = request("m", 1.5, "raw".into());
+    raw.raw_input_contents = vec![[1.5f32, -1.5].map(f32::to_le_bytes).concat().into()];
+    let both = infer(gateway, framed(&raw)).await.unwrap_err();
+    assert!(both.message().contains("both contents and raw_input_contents"), "{both}");
+    raw.inputs[0].contents = Some(InferTensorContents::default());
+    assert_eq!(infer(gateway, framed(&raw)).await.unwrap().raw_output_contents[0][..4], 3f32.to_le_bytes());
+    world.insert(manifest(), FakeModel::doubling());
+    let mut empty = request("m", 1.0, "empty".into());
+    empty.inputs[0].shape = vec![0, 2];
+    for contents in [None, Some(InferTensorContents::default())] {
+        empty.inputs[0].contents = contents;
+        let response = infer(gateway, framed(&empty)).await.unwrap();
+        assert_eq!((response.outputs[0].shape.as_slice(), response.raw_output_contents[0].len()), (&[0, 2][..], 0));
+    }
+    empty.inputs[0].shape = vec![1, 2];
+    empty.inputs[0].contents = None;
+    assert!(infer(gateway, framed(&empty)).await.unwrap_err().message().contains("has no data"));
+}
+
+#[tokio::test]
+async fn outputs_are_returned_as_requested_and_unsupported_parameters_rejected() {
+    let world = world(BodyLimits::default()).await;
+    let output = |parameter: Option<(&str, ParameterChoice)>| {
+        let parameters =
+            parameter.map(|(name, choice)| (name.into(), InferParameter { parameter_choice: Some(choice) }));
+        inference::model_infer_request::InferRequestedOutputTensor {
+            name: "y".into(),
+            parameters: parameters.into_iter().collect(),
+        }
+    };
+    let mut request = request("m", 1.0, String::new());
+    request.outputs = vec![output(None), output(Some(("classification", ParameterChoice::Int64Param(0))))];
+    let response = infer(&world.gateway, framed(&request)).await.unwrap();
+    assert_eq!(response.outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>(), ["y", "y"]);
+    for parameter in [
+        ("classification", ParameterChoice::Int64Param(2)),
+        ("classification", ParameterChoice::Uint64Param(2)),
+        ("shared_memory_region", ParameterChoice::StringParam("r".into())),
+    ] {
+        request.outputs = vec![output(Some(parameter))];
+        assert_eq!(infer(&world.gateway, framed(&request)).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    let mut shared = self::request("m", 1.0, String::new());
+    let region = InferParameter { parameter_choice: Some(ParameterChoice::StringParam("r".into())) };
+    shared.inputs[0].parameters.insert("shared_memory_region".into(), region);
+    assert_eq!(infer(&world.gateway, framed(&shared)).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn compressed_messages_are_decompressed_within_the_limits() {
+    use std::io::Write;
+    let world = world(BodyLimits::default()).await;
+    let gateway = &world.gateway;
+    let compressed = |name: &str, message: &ModelInferRequest| {
+        let content = message.encode_to_vec();
+        let data = if name == "gzip" {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(&content).and_then(|()| encoder.finish()).unwrap()
+        } else {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(&content).and_then(|()| encoder.finish()).unwrap()
+        };
+        [&[1], &u32::try_from(data.len()).unwrap().to_be_bytes()[..], &data].concat()
+    };
+    let send = async |name: &str, body: Vec<u8>| {
+        let request = HttpRequest::post("/inference.GRPCInferenceService/ModelInfer")
+            .header("content-type", "application/grpc")
+            .header("grpc-encoding", name)
+            .body(Body::from(body))
+            .unwrap();
+        let app = slipway_access::Guard::in_process().protect(routes(gateway.clone()));
+        let response = app.oneshot(request).await.unwrap();
+        Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code())
+    };
+    for name in ["gzip", "deflate"] {
+        assert_eq!(send(name, compressed(name, &request("m", 1.0, "7".into()))).await, Code::Ok, "{name}");
+        // A client may also send a message without compression.
+        assert_eq!(send(name, framed(&request("m", 1.0, "7".into()))).await, Code::Ok, "{name}");
+        let bomb = compressed(name, &request("m", 1.0, "x".repeat(2 * MIB)));
+        assert!(bomb.len() < 64 << 10);
+        assert_eq!(send(name, bomb).await, Code::ResourceExhausted, "{name}");
+        assert_eq!(send(name, [&[1, 0, 0, 0, 3][..], b"abc"].concat()).await, Code::InvalidArgument, "{name}");
+    }
+    assert_eq!(send("snappy", compressed("gzip", &request("m", 1.0, "7".into()))).await, Code::Unimplemented);
+    assert_eq!(gateway.bodies().used(), 0);
+}
+
 #[test]
 fn every_method_declares_its_access() {
     let protocol = include_str!("../../proto/inference.proto");

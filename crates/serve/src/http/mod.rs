@@ -2,7 +2,7 @@
 //!
 //! Invariant: handlers read request bodies only through [`crate::body`], so that its limits apply to all of them.
 
-mod encoding;
+pub(crate) mod encoding;
 pub(crate) mod wire;
 
 pub use wire::{InferenceRequest, InferenceResponse};
@@ -107,8 +107,11 @@ pub struct TensorMetadata {
 }
 
 fn tensor_metadata(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
-    let convert =
-        |s: &TensorSpec| TensorMetadata { name: s.name.clone(), datatype: s.datatype.name(), shape: s.shape.clone() };
+    let convert = |s: &TensorSpec| TensorMetadata {
+        name: s.name.clone(),
+        datatype: s.datatype.name(),
+        shape: s.declared_shape(),
+    };
     specs.iter().map(convert).collect()
 }
 

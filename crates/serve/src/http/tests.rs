@@ -401,3 +401,34 @@ async fn unsupported_content_encoding_is_415_and_names_the_supported_ones() {
     );
     assert!(body.contains("serve.content_encoding") && body.contains("'br'"), "{body}");
 }
+
+#[tokio::test]
+async fn nan_is_null_in_both_directions_and_bytes_are_never_changed() {
+    let world = World::new();
+    world.insert(manifest(), FakeModel::doubling());
+    let body = r#"{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1.5,null]}]}"#;
+    let (status, _, body) = infer(&world.gateway, body).await;
+    assert!(status == StatusCode::OK && body.contains(r#""data":[3.0,null]"#), "{status} {body}");
+
+    let path = world.file("strings.onnx", &onnx::identity_of_strings());
+    let manifest = Manifest::single("m", ModelUri::Local(path));
+    world.gateway.apply(manifest, "apply", LocalPaths::Allowed).await.unwrap();
+    let binary = b"\x02\0\0\0\xff\xfe\x01\0\0\0a\0\0\0\0";
+    for (in_binary, expected) in [(true, StatusCode::OK), (false, StatusCode::BAD_REQUEST)] {
+        let json = format!(
+            r#"{{"inputs":[{{"name":"x","shape":[3],"datatype":"BYTES","parameters":{{"binary_data_size":15}}}}],"parameters":{{"binary_data_output":{in_binary}}}}}"#
+        );
+        let headers = [("inference-header-content-length", json.len().to_string())];
+        let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let (status, _, body) = infer_with(&world.gateway, &headers, [json.as_bytes(), binary].concat()).await;
+        assert_eq!(status, expected, "{}", String::from_utf8_lossy(&body));
+        if in_binary {
+            assert!(body.ends_with(binary), "{}", body.escape_ascii());
+        } else {
+            assert!(String::from_utf8_lossy(&body).contains("element 0 of output 'y' is not UTF-8"));
+        }
+    }
+    let body = r#"{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":["\u0000x"]}]}"#;
+    let (status, _, body) = infer(&world.gateway, body).await;
+    assert!(status == StatusCode::OK && body.contains(r#""data":["\u0000x"]"#), "{status} {body}");
+}

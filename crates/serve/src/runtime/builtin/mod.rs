@@ -98,9 +98,9 @@ fn spec(info: &onnx::ValueInfo) -> Result<TensorSpec, Error> {
     let datatype = datatype(tensor.element).ok_or_else(|| {
         Error::Model(format!("'{name}' has element type {}, which the V2 protocol does not have", tensor.element))
     })?;
-    let dimensions = tensor.shape.iter().flat_map(|shape| &shape.dimension);
     // Exporters write 0 and negative sizes for dynamic dimensions, too.
-    let shape = dimensions.map(|dimension| dimension.value.filter(|size| *size > 0).unwrap_or(-1)).collect();
+    let size = |dimension: &onnx::Dimension| dimension.value.filter(|size| *size > 0).unwrap_or(-1);
+    let shape = tensor.shape.as_ref().map(|shape| shape.dimension.iter().map(size).collect());
     Ok(TensorSpec { name, datatype, shape })
 }
 

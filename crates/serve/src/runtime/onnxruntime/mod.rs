@@ -1,9 +1,11 @@
 //! ONNX Runtime, loaded as a shared library at run time, so that the binary also works without it.
 
 mod shared;
+mod strings;
 
 use std::path::Path;
 
+use bytes::Bytes;
 use ort::environment::Environment;
 use ort::session::{Session, SessionInputValue};
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
@@ -30,8 +32,9 @@ impl OnnxRuntime {
         Ok(Self { environment })
     }
 
-    /// Opens a model in one session that all calls share.
-    pub(super) fn open(&self, path: &Path) -> Result<OrtModel, Error> {
+    /// Opens a model in one session that all calls share. `without_shape` names the inputs and outputs for which the file declares no shape;
+    /// the C API describes them like scalars.
+    pub(super) fn open(&self, path: &Path, without_shape: &[Bytes]) -> Result<OrtModel, Error> {
         // Requests run in parallel, one per core, so each call uses a single thread.
         let mut builder = Session::builder(&self.environment)
             .map_err(failed)?
@@ -40,6 +43,11 @@ impl OnnxRuntime {
             .with_inter_threads(1)
             .map_err(failed)?;
         let session = builder.commit_from_file(path).map_err(failed)?;
+        let spec = |outlet: &Outlet| {
+            let spec = spec(outlet)?;
+            let is_declared = |shape: &Vec<i64>| !shape.is_empty() || !without_shape.iter().any(|n| *n == spec.name);
+            Ok::<_, Error>(TensorSpec { shape: spec.shape.filter(is_declared), ..spec })
+        };
         let inputs = session.inputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
         let outputs = session.outputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
         Ok(OrtModel { inputs, outputs, session: SharedSession::new(session)? })
@@ -82,7 +90,7 @@ fn spec(outlet: &Outlet) -> Result<TensorSpec, Error> {
             )));
         }
     };
-    Ok(TensorSpec { name: outlet.name().to_owned(), datatype, shape: shape.iter().copied().collect() })
+    Ok(TensorSpec { name: outlet.name().to_owned(), datatype, shape: Some(shape.iter().copied().collect()) })
 }
 
 impl Model for OrtModel {
@@ -125,11 +133,7 @@ fn session_input(tensor: &Tensor) -> Result<SessionInputValue<'_>, Error> {
         Data::Bf16(v) => view!(v),
         Data::Fp32(v) => view!(v),
         Data::Fp64(v) => view!(v),
-        Data::Bytes(v) => {
-            let strings = v.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect::<Vec<_>>();
-            let tensor = ort::value::Tensor::from_string_array((tensor.shape.as_slice(), strings.as_slice()));
-            tensor.map(Into::into).map_err(failed)
-        }
+        Data::Bytes(v) => strings::create(&tensor.shape, v).map(Into::into),
     }
 }
 
@@ -157,8 +161,9 @@ fn extract(value: &DynValue, datatype: DataType) -> Result<(Vec<usize>, Data), E
         DataType::Fp32 => copy!(Fp32, f32),
         DataType::Fp64 => copy!(Fp64, f64),
         DataType::Bytes => {
-            let (shape, strings) = value.try_extract_strings().map_err(failed)?;
-            Ok((sizes(shape), Data::Bytes(strings.into_iter().map(String::into_bytes).collect())))
+            let shape = sizes(value.dtype().tensor_shape().ok_or_else(|| failed("an output is not a tensor"))?);
+            let strings = strings::read(value, shape.iter().product())?;
+            Ok((shape, Data::Bytes(strings)))
         }
     }
 }
