@@ -4,26 +4,26 @@
 
 use std::ptr::null_mut;
 
-use ort::AsPointer;
-use ort::memory::Allocator;
-use ort::value::{DynTensor, DynValue, TensorElementType};
-
-use super::failed;
+use super::value::Value;
+use super::{check, failed};
 use crate::Error;
 
-fn check(status: ort::sys::OrtStatusPtr) -> Result<(), Error> {
-    // SAFETY: the status is what a function of the C API returned, and it is read once.
-    unsafe { ort::Error::result_from_status(status) }.map_err(failed)
-}
-
 /// Creates a string tensor with a copy of these elements.
-pub(super) fn create(shape: &[usize], items: &[Vec<u8>]) -> Result<DynTensor, Error> {
-    let mut tensor = DynTensor::new(&Allocator::default(), TensorElementType::String, shape).map_err(failed)?;
+pub(super) fn create<'a>(shape: &[i64], items: &[Vec<u8>]) -> Result<Value<'a>, Error> {
+    let api = ort::api();
+    let (mut allocator, mut value) = (null_mut(), null_mut());
+    // SAFETY: `allocator` receives the default allocator, which is never released.
+    check(unsafe { (api.GetAllocatorWithDefaultOptions)(&raw mut allocator) })?;
+    let kind = ort::sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING;
+    // SAFETY: `value` receives the created tensor.
+    check(unsafe { (api.CreateTensorAsOrtValue)(allocator, shape.as_ptr(), shape.len(), kind, &raw mut value) })?;
+    // SAFETY: the function created the tensor, and nothing else owns it.
+    let tensor = unsafe { Value::from_raw(value) }.ok_or_else(|| failed("a string tensor was not created"))?;
     for (index, item) in items.iter().enumerate() {
         let mut buffer = null_mut();
         // SAFETY: the value is a string tensor, and the function checks the index.
         check(unsafe {
-            (ort::api().GetResizedStringTensorElementBuffer)(tensor.ptr_mut(), index, item.len(), &raw mut buffer)
+            (api.GetResizedStringTensorElementBuffer)(tensor.as_ptr(), index, item.len(), &raw mut buffer)
         })?;
         if !item.is_empty() {
             // SAFETY: the buffer belongs to the tensor and has room for exactly this many bytes.
@@ -34,15 +34,15 @@ pub(super) fn create(shape: &[usize], items: &[Vec<u8>]) -> Result<DynTensor, Er
 }
 
 /// Copies the `count` elements out of a string tensor.
-pub(super) fn read(value: &DynValue, count: usize) -> Result<Vec<Vec<u8>>, Error> {
+pub(super) fn read(value: &Value<'_>, count: usize) -> Result<Vec<Vec<u8>>, Error> {
     let mut length = 0;
     // SAFETY: the function rejects values that are not string tensors.
-    check(unsafe { (ort::api().GetStringTensorDataLength)(value.ptr(), &raw mut length) })?;
+    check(unsafe { (ort::api().GetStringTensorDataLength)(value.as_ptr(), &raw mut length) })?;
     let (mut content, mut offsets) = (vec![0_u8; length], vec![0_usize; count]);
     // SAFETY: both buffers have the lengths that are passed; the function rejects lengths that do not match the tensor.
     check(unsafe {
         let content = content.as_mut_ptr().cast();
-        (ort::api().GetStringTensorContent)(value.ptr(), content, length, offsets.as_mut_ptr(), count)
+        (ort::api().GetStringTensorContent)(value.as_ptr(), content, length, offsets.as_mut_ptr(), count)
     })?;
     // The end of the last element is not among the offsets.
     offsets.push(length);
