@@ -6,24 +6,33 @@
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, Uri};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use tonic::Status;
 
+use super::messages;
 use crate::body::{MAX_SMALL_BODY, Reservation, discard};
 use crate::http::encoding::{self, Encoding};
 use crate::{Error, Gateway};
 
 /// Bytes before a message: a compression flag and the big-endian length (gRPC over HTTP/2, `Length-Prefixed-Message`).
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 
 /// The header with the algorithm of compressed messages.
 const COMPRESSION: &str = "grpc-encoding";
 
 pub(super) async fn receive(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
     let (mut parts, mut body) = request.into_parts();
+    use_canonical_name(&mut parts.uri);
+    let is_stream_infer = parts.uri.path() == "/inference.GRPCInferenceService/ModelStreamInfer";
+    if is_stream_infer || parts.uri.path() == "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo" {
+        let body = messages::limited(gateway, parts.headers.clone(), body, is_stream_infer);
+        parts.headers.remove(COMPRESSION);
+        return next.run(Request::from_parts(parts, body)).await;
+    }
     let is_infer = parts.uri.path() == "/inference.GRPCInferenceService/ModelInfer";
     let limit = |start: &[u8]| if is_infer { infer_limit(&gateway, start) } else { Ok(MAX_SMALL_BODY) };
     let received = match gateway.bodies().read_with_limit(&mut body, limit).await {
@@ -47,11 +56,32 @@ pub(super) async fn receive(State(gateway): State<Gateway>, request: Request, ne
     }
 }
 
+/// Services that clients know under another name, whose messages are the same.
+pub(super) const ALIASES: [(&str, &str); 2] = [
+    // The earlier version of the protocol, which most tools still use.
+    ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"),
+    // The name in MLServer's own proto files.
+    ("inference.model_repository.ModelRepositoryService", "inference.ModelRepositoryService"),
+];
+
+/// Replaces the alias of a service in a path by its own name.
+fn use_canonical_name(uri: &mut Uri) {
+    let own = |alias: &str, name: &str| {
+        let method = uri.path().strip_prefix('/')?.strip_prefix(alias)?.strip_prefix('/')?;
+        format!("/{name}/{method}").parse::<PathAndQuery>().ok()
+    };
+    let Some(path) = ALIASES.iter().find_map(|(alias, name)| own(alias, name)) else { return };
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(path);
+    // Only the path changed, so the parts remain valid together.
+    *uri = Uri::from_parts(parts).unwrap_or_default();
+}
+
 /// Decompresses a message with its prefix, if its prefix says that it is compressed (gRPC over HTTP/2, `Compressed-Flag`).
 ///
 /// # Errors
 /// [`Error::ContentEncoding`] for unsupported algorithms, [`Error::TooLarge`], [`Error::BodyMemory`], and [`Error::Invalid`].
-async fn decompress<'a>(
+pub(super) async fn decompress<'a>(
     gateway: &'a Gateway,
     headers: &HeaderMap,
     message: Bytes,
@@ -75,7 +105,7 @@ async fn decompress<'a>(
 }
 
 /// The highest size limit of any deployment.
-fn highest_limit(gateway: &Gateway) -> usize {
+pub(super) fn highest_limit(gateway: &Gateway) -> usize {
     gateway.deployments().iter().map(|d| d.manifest.spec.limits.max_body()).max().unwrap_or(MAX_SMALL_BODY)
 }
 

@@ -263,14 +263,108 @@ async fn compressed_messages_are_decompressed_within_the_limits() {
 
 #[test]
 fn every_method_declares_its_access() {
-    let protocol = include_str!("../../proto/inference.proto");
-    let mut methods: Vec<&str> = protocol
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("rpc "))
-        .filter_map(|rest| rest.split(['(', ' ']).next())
-        .collect();
-    let mut declared: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
+    let protocols = [
+        include_str!("../../proto/inference.proto"),
+        include_str!("../../proto/health.proto"),
+        include_str!("../../proto/reflection.proto"),
+    ];
+    let mut methods = Vec::new();
+    for protocol in protocols {
+        let package = protocol.lines().find_map(|line| line.strip_prefix("package ")?.strip_suffix(';')).unwrap();
+        let mut service = String::new();
+        for line in protocol.lines() {
+            let name = |prefix: &str| line.trim().strip_prefix(prefix)?.split(['(', ' ']).next();
+            if let Some(name) = name("service ") {
+                service = format!("{package}.{name}");
+            }
+            methods.extend(name("rpc ").map(|method| (service.clone(), method.to_owned())));
+        }
+    }
+    let mut declared: Vec<_> =
+        METHODS.iter().map(|(service, name, _)| (service.to_string(), name.to_string())).collect();
     methods.sort_unstable();
     declared.sort_unstable();
     assert_eq!(methods, declared);
+}
+
+/// The messages in the body of a response.
+async fn messages<T: Message + Default>(response: HttpResponse<Body>) -> Vec<T> {
+    assert!(Status::from_header_map(response.headers()).is_none(), "{:?}", response.headers());
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let (mut rest, mut found) = (&body[..], Vec::new());
+    while let Some((prefix, tail)) = rest.split_at_checked(5) {
+        let length = u32::from_be_bytes(*prefix.last_chunk().unwrap()) as usize;
+        found.push(T::decode(&tail[..length]).unwrap());
+        rest = &tail[length..];
+    }
+    found
+}
+
+#[tokio::test]
+async fn stream_answers_each_request_in_order_within_its_limits() {
+    let world = world(BodyLimits::default()).await;
+    let (sender, body) = channel_body();
+    let gateway = world.gateway.clone();
+    let task = tokio::spawn(async move { messages(post(&gateway, "ModelStreamInfer", body).await).await });
+    let large = request("m", 1.0, "x".repeat(MIB));
+    let all = [request("m", 1.5, "1".into()), request("other", 1.5, "2".into()), request("m", 2.5, "3".into())];
+    let bytes: Vec<u8> = all.iter().chain([&large]).flat_map(framed).collect();
+    for piece in bytes.chunks(1000) {
+        sender.send(Bytes::copy_from_slice(piece)).unwrap();
+    }
+    drop(sender);
+    let responses: Vec<ModelStreamInferResponse> = task.await.unwrap();
+    let ids: Vec<_> = responses.iter().map(|r| r.infer_response.as_ref().unwrap().id.as_str()).collect();
+    // The last request is larger than any deployment accepts, which ends the stream.
+    assert_eq!(ids, ["1", "2", "3"]);
+    assert_eq!(responses[1].error_message, "model 'other' is not deployed");
+    let values = |i: usize| responses[i].infer_response.as_ref().unwrap().raw_output_contents[0][..4].to_vec();
+    assert_eq!((values(0), values(2)), (3f32.to_le_bytes().to_vec(), 5f32.to_le_bytes().to_vec()));
+    assert_eq!(world.gateway.bodies().used(), 0);
+}
+
+#[tokio::test]
+async fn health_follows_the_deployments() {
+    use generated::health::health_check_response::ServingStatus;
+    use generated::health::{HealthCheckRequest, HealthCheckResponse};
+    let world = world(BodyLimits::default()).await;
+    let check = async |service: &str| {
+        let request = HttpRequest::post("/grpc.health.v1.Health/Check").header("content-type", "application/grpc");
+        let message = HealthCheckRequest { service: service.into() };
+        let app = slipway_access::Guard::in_process().protect(routes(world.gateway.clone()));
+        let response = app.oneshot(request.body(Body::from(framed(&message))).unwrap()).await.unwrap();
+        match Status::from_header_map(response.headers()) {
+            Some(status) => Err(status.code()),
+            None => Ok(messages::<HealthCheckResponse>(response).await[0].status()),
+        }
+    };
+    assert_eq!(check("").await, Ok(ServingStatus::Serving));
+    assert_eq!(check(SERVICE_NAME).await, Ok(ServingStatus::Serving));
+    assert_eq!(check("other").await, Err(Code::NotFound));
+    let loading =
+        crate::deployment::Deployment::new(Manifest::single("n", ModelUri::Local("/n".into())), 1, Arc::default());
+    world.gateway.insert(Arc::new(loading));
+    assert_eq!(check("").await, Ok(ServingStatus::NotServing));
+}
+
+#[tokio::test]
+async fn configuration_and_statistics_describe_the_model() {
+    let world = world(BodyLimits::default()).await;
+    let gateway = &world.gateway;
+    infer(gateway, framed(&request("m", 1.0, String::new()))).await.unwrap();
+    let name = ModelConfigRequest { name: "m".into(), version: "1".into() };
+    let config = call::<ModelConfigResponse>(gateway, "ModelConfig", framed(&name)).await.unwrap().config.unwrap();
+    assert_eq!((config.max_batch_size, config.input[0].dims.as_slice()), (0, &[-1, 2][..]));
+    assert_eq!(config.input[0].data_type(), inference::DataType::TypeFp32);
+    let statistics = async |name: &str, version: &str| {
+        let request = ModelStatisticsRequest { name: name.into(), version: version.into() };
+        call::<ModelStatisticsResponse>(gateway, "ModelStatistics", framed(&request)).await
+    };
+    for (name, version) in [("", ""), ("m", ""), ("m", "1")] {
+        let stats = &statistics(name, version).await.unwrap().model_stats[0];
+        let success = stats.inference_stats.unwrap().success.unwrap();
+        assert!(success.count == 1 && success.ns < 10_000_000_000 && stats.last_inference > 0, "{stats:?}");
+    }
+    assert_eq!(statistics("m", "7").await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(statistics("other", "").await.unwrap_err().code(), Code::NotFound);
 }

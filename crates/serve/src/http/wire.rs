@@ -258,7 +258,7 @@ pub(super) fn write(
     Ok((json, None))
 }
 
-fn write_string(out: &mut Vec<u8>, value: &str) {
+pub(super) fn write_string(out: &mut Vec<u8>, value: &str) {
     let _ = serde_json::to_writer(out, value); // writing a string into memory cannot fail
 }
 

@@ -46,12 +46,19 @@ pub(super) fn open(path: &Path, mut model: onnx::Model) -> Result<Box<dyn Model>
     let needs_classical = graph.node.iter().any(|node| node.domain == ML_DOMAIN)
         || !interface.inputs.iter().chain(&interface.outputs).all(|spec| network::represents(spec.datatype));
     let is_expensive = graph.node.iter().any(|node| EXPENSIVE.contains(&&node.operator[..]));
+    // rten loads such a node, and then every request fails. Exporters write the attribute although it has a default.
+    let has_strides = |node: &onnx::Node| node.operator != "Conv" || node.attribute.iter().any(|a| a.name == "strides");
+    let without_strides = !graph.node.iter().all(has_strides);
     let mut classical = |interface| -> Result<Box<dyn Model>, String> {
         external_data::read_constants(&mut graph, path.parent().unwrap_or(Path::new(".")))?;
         Ok(Box::new(classical::ClassicalModel::new(&model, &graph, interface)?))
     };
-    let network =
-        |interface| -> Result<Box<dyn Model>, String> { Ok(Box::new(network::NetworkModel::open(path, interface)?)) };
+    let network = |interface| -> Result<Box<dyn Model>, String> {
+        if without_strides {
+            return Err("a Conv without the attribute 'strides' is not supported".into());
+        }
+        Ok(Box::new(network::NetworkModel::open(path, interface)?))
+    };
     let result = if needs_classical {
         classical(interface)
     } else if is_expensive {
