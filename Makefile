@@ -117,6 +117,7 @@ $(PEERS)/gpu/.ready: conformance/gpu/requirements.txt
 $(PEERS)/kfp/.ready: conformance/kfp/requirements.txt
 $(PEERS)/mlflow/.ready: conformance/mlflow/requirements.txt
 $(PEERS)/mlserver/.ready: bench/serve/requirements.txt
+$(PEERS)/kserve/.ready: conformance/oip/requirements.txt
 $(PEERS)/%/.ready:
 	@echo "installing the packages of $^ into $(@D)"
 	python3 -m venv $(@D)
@@ -154,8 +155,9 @@ conformance-mlflow: binary $(PEERS)/mlflow/.ready
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY) $(if $(LIVE),--live)
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 
-conformance-serve: binary $(PEERS)/mlflow/.ready
+conformance-serve: binary $(PEERS)/mlflow/.ready $(PEERS)/kserve/.ready
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY) $(call junit,oip)
+	$(PEERS)/kserve/bin/python conformance/oip/kserve_client.py --slipway $(SLIPWAY) $(call junit,kserve)
 	SLIPWAY_ONNXRUNTIME=$$(find $(PEERS)/mlflow -name 'libonnxruntime.so*' -type f | head -1) \
 	  $(RUST_TESTS) --ignored --except throughput serve:: serve/
 

@@ -8,6 +8,7 @@ The models are created with skl2onnx and onnx; onnxruntime in Python gives the e
 import contextlib
 import json
 import pathlib
+import queue
 import signal
 import sys
 import tempfile
@@ -19,14 +20,18 @@ import warnings
 warnings.filterwarnings("ignore")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import grpc as plain_grpc
+import networks
 import numpy as np
 import onnx
 import onnxruntime
 import tritonclient.grpc as grpc
 import tritonclient.http as rest
 from lib import Slipway
+from networks import TYPES as TYPES_OF_ONNX
 from onnx import TensorProto, helper
 from suite import Suite, eventually
+from tritonclient.grpc import service_pb2
 from tritonclient.grpc.auth import BasicAuth as GrpcAuth
 from tritonclient.http.auth import BasicAuth as RestAuth
 from tritonclient.utils import InferenceServerException
@@ -171,45 +176,260 @@ def same_results_as_onnxruntime_in_python(w):
                     assert np.allclose(found.reshape(values[:rows].shape), values[:rows], atol=1e-4), (model, output, rows)
 
 
+def tensors_of(session, inputs, library=rest):
+    for declared in session.get_inputs():
+        values = inputs[declared.name]
+        if values.dtype == object:
+            values = np.vectorize(lambda text: text.encode(), otypes=[object])(values) if values.size else values
+        kind = TYPES_OF_ONNX[declared.type][1]
+        yield library.InferInput(declared.name, list(values.shape), kind).set_data_from_numpy(values)
+
+
+def assert_same_as_onnxruntime(w, name, path, inputs, rtol=1e-3, atol=1e-4):
+    """Deploys a model and compares its outputs with those of ONNX Runtime in Python: texts and integers are equal, numbers close."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs)))
+    w.deploy(name, path, limits={"timeout_ms": 60_000})
+    try:
+        result = w.rest.infer(name, list(tensors_of(session, inputs)))
+    finally:
+        w.server.call("DELETE", f"/api/v1/deployments/{name}")
+    for output, values in expected.items():
+        values = np.asarray(values)
+        found = result.as_numpy(output)
+        assert found.shape == values.shape, (name, output, found.shape, values.shape)
+        if values.dtype.kind in "US" or values.dtype == object:
+            assert [text.decode() for text in found.reshape(-1)] == [str(text) for text in values.reshape(-1)], (name, output)
+        elif values.dtype.kind in "iub":
+            assert (found == values).all(), (name, output)
+        else:
+            assert np.allclose(found, values, rtol=rtol, atol=atol, equal_nan=True), (name, output, np.abs(found - values).max())
+
+
+# Models that a runtime cannot load, with words of the reason that it gives. ONNX Runtime loads all of them.
+REFUSED = {
+    "builtin": {
+        "light-bvlc-alexnet": "LRN operator not supported", "light-inception-v1": "LRN operator not supported",
+        "light-zfnet512": "LRN operator not supported", "image-without-strides": "Conv without the attribute 'strides'",
+    },
+}
+
+
+def compare_all(w, models, **tolerance):
+    """Compares models, given as name, ONNX model or path, and inputs. Reports all differences at once."""
+    faults, count, refused = [], 0, REFUSED.get(w.runtime, {})
+    for name, model, inputs in models:
+        count += 1
+        path = model
+        if not isinstance(model, pathlib.Path):
+            path = w.folder / f"{name}.onnx"
+            path.write_bytes(model.SerializeToString())
+        try:
+            assert_same_as_onnxruntime(w, name, path, inputs, **tolerance)
+            if name in refused:
+                faults.append(f"{name} is not refused any more")
+        except Exception as error:
+            if name not in refused or refused[name] not in str(error):
+                faults.append(f"{name}: {error!r:.400}")
+    assert not faults, "\n".join(faults)
+    return count
+
+
 @test
 def models_of_scikit_learn_give_the_results_of_onnxruntime(w):
-    """Every kind of operator that skl2onnx generates: labels are equal, numbers close."""
+    """Every kind of operator that skl2onnx generates."""
     import classical
 
-    names = {np.float32: "FP32", np.float64: "FP64", np.int64: "INT64", np.object_: "BYTES"}
-    for name, model, inputs in classical.models():
-        path = w.folder / f"{name}.onnx"
-        path.write_bytes(model.SerializeToString())
-        session = onnxruntime.InferenceSession(str(path))
-        expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs)))
-        w.deploy(name, path)
-        tensors = [rest.InferInput(key, list(x.shape), names[x.dtype.type]).set_data_from_numpy(x) for key, x in inputs.items()]
-        result = w.rest.infer(name, tensors)
-        for output, values in expected.items():
-            found = result.as_numpy(output)
-            assert found.shape == values.shape, (name, output, found.shape, values.shape)
-            if values.dtype.kind in "US" or values.dtype == object:
-                assert [text.decode() for text in found.reshape(-1)] == [str(text) for text in values.reshape(-1)], (name, output)
-            elif values.dtype.kind == "i":
-                assert (found == values).all(), (name, output)
-            else:
-                assert np.allclose(found, values, rtol=1e-3, atol=1e-4), (name, output, np.abs(found - values).max())
-        w.server.call("DELETE", f"/api/v1/deployments/{name}")
+    assert compare_all(w, classical.models()) >= 28
 
 
 @test
+def graphs_give_the_results_of_onnxruntime(w):
+    """Element types, ranks and dynamic dimensions."""
+    import graphs
+
+    assert compare_all(w, graphs.models()) >= 26
+
+
+@test(limit=900)
 def networks_give_the_results_of_onnxruntime(w):
-    image = np.random.default_rng(0).random((1, 3, 224, 224)).astype(np.float32)
-    for network in ("densenet121", "inception_v2", "shufflenet"):
-        path = pathlib.Path(onnx.__file__).parent / f"backend/test/data/light/light_{network}.onnx"
+    """Networks of well-known packages; with the two lists above, more than fifty models."""
+
+    def models():
+        for name, path, shapes in networks.networks(w.folder / "networks"):
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            yield name.replace("_", "-").replace(".", "-").lower(), path, networks.random_inputs(session, shapes)
+
+    (w.folder / "networks").mkdir(exist_ok=True)
+    # Both add up thousands of products in another order.
+    assert compare_all(w, models(), rtol=1e-2, atol=1e-3) >= 16
+
+
+@test
+def models_that_cannot_be_batched_give_the_same_results_under_load(w):
+    import graphs
+
+    names = {"shape", "transposed", "mean-of-columns", "total", "centred", "fixed-rows", "non-zero"}
+    for name, model, _ in graphs.models():
+        if name not in names:
+            continue
+        path = w.folder / f"unbatched-{name}.onnx"
+        path.write_bytes(model.SerializeToString())
         session = onnxruntime.InferenceSession(str(path))
-        source, target = session.get_inputs()[0].name, session.get_outputs()[0].name
-        expected = session.run(None, {source: image})[0]
-        name = w.deploy(network.replace("_", "-"), path, limits={"timeout_ms": 60_000})
-        tensor = rest.InferInput(source, list(image.shape), "FP32").set_data_from_numpy(image)
-        found = w.rest.infer(name, [tensor]).as_numpy(target)
-        assert found.shape == expected.shape and np.allclose(found, expected, rtol=1e-3, atol=1e-6), network
-        w.server.call("DELETE", f"/api/v1/deployments/{name}")
+        output = session.get_outputs()[0].name
+        w.deploy(f"unbatched-{name}", path, batching={"max_size": 16, "max_delay_ms": 50})
+        rows = np.random.default_rng(1).normal(0, 1, (40, 1, 3)).astype(np.float32)
+        failures = []
+
+        def send(start):
+            for row in rows[start::8]:
+                try:
+                    tensor = rest.InferInput("x", [1, 3], "FP32").set_data_from_numpy(row)
+                    found = w.rest.infer(f"unbatched-{name}", [tensor]).as_numpy(output)
+                    expected = session.run([output], {"x": row})[0]
+                    assert found.shape == np.shape(expected) and np.allclose(found, expected, atol=1e-5), (found, expected)
+                except Exception as error:
+                    failures.append(error)
+
+        threads = [threading.Thread(target=send, args=(i,)) for i in range(8)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        assert not failures, (name, failures[:2])
+
+
+@test
+def bytes_and_numbers_are_never_changed(w):
+    path = w.folder / "any-bytes.onnx"
+    identity(TensorProto.STRING, path)
+    name = w.deploy("any-bytes", path)
+    values = np.array([[b"\xff\xfe", b"a", b""], [b"\0x", "ü€".encode(), b"\x80" * 300]], dtype=object)
+    for library, client in ((rest, w.rest), (grpc, w.grpc)):
+        found = client.infer(name, [library.InferInput("x", [2, 3], "BYTES").set_data_from_numpy(values)]).as_numpy("y")
+        assert (found == values).all(), (library.__name__, found)
+    infer = f"/v2/models/{name}/infer"
+    code, _, text = w.raw(infer, {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "BYTES", "data": ["\0x", "a", "b"]}]})
+    assert code == 200 and json.loads(text)["outputs"][0]["data"] == ["\0x", "a", "b"], text
+    for kind, number, good, bad in [
+        ("INT64", TensorProto.INT64, "9223372036854775807", "9223372036854775808.0"),
+        ("UINT64", TensorProto.UINT64, "18446744073709551615", "18446744073709551616.0"),
+        ("FP32", TensorProto.FLOAT, "null", "1e39"), ("FP16", TensorProto.FLOAT16, "null", "70000"),
+    ]:
+        identity(number, w.folder / f"edge-{kind}.onnx")
+        name = w.deploy(f"edge-{kind}", w.folder / f"edge-{kind}.onnx")
+        body = lambda value: f'{{"inputs":[{{"name":"x","shape":[1,3],"datatype":"{kind}","data":[1,1,{value}]}}]}}'.encode()
+        code, _, text = w.raw(f"/v2/models/{name}/infer", body(good))
+        assert code == 200 and json.loads(text)["outputs"][0]["data"][2] == json.loads(good), text
+        code, _, text = w.raw(f"/v2/models/{name}/infer", body(bad))
+        assert code == 400 and bad in json.loads(text)["error"], text
+
+
+@test
+def compressed_grpc_requests(w):
+    name = w.deploy("compressed-grpc", w.folder / "mlp.onnx")
+    tensor = grpc.InferInput("X", [len(w.images), 64], "FP32").set_data_from_numpy(w.images)
+    expected = w.grpc.infer(name, [tensor]).as_numpy("probabilities")
+    for algorithm in ("gzip", "deflate"):
+        assert (w.grpc.infer(name, [tensor], compression_algorithm=algorithm).as_numpy("probabilities") == expected).all(), algorithm
+    output = grpc.InferRequestedOutput("probabilities", class_count=2)
+    assert_rejected(lambda: w.grpc.infer(name, [tensor], outputs=[output]), "INVALID_ARGUMENT", "classification")
+
+
+@test
+def streamed_requests_are_answered_in_order(w):
+    name = w.deploy("streamed", w.folder / "mlp.onnx")
+    expected = w.grpc.infer(name, [grpc.InferInput("X", [20, 64], "FP32").set_data_from_numpy(w.images[:20])]).as_numpy("label")
+    answers = queue.Queue()
+    for algorithm in (None, "gzip"):
+        w.grpc.start_stream(lambda result, error: answers.put((result, error)), compression_algorithm=algorithm)
+        try:
+            for i in range(20):
+                tensor = grpc.InferInput("X", [1, 64], "FP32").set_data_from_numpy(w.images[i : i + 1])
+                w.grpc.async_stream_infer("nothing" if i == 7 else name, [tensor], request_id=str(i))
+            for i in range(20):
+                result, error = answers.get(timeout=20)
+                if i == 7:
+                    assert "'nothing' is not deployed" in str(error), error
+                    continue
+                assert error is None and result.get_response().id == str(i), (i, error)
+                assert result.as_numpy("label").reshape(-1)[0] == expected.reshape(-1)[i]
+        finally:
+            w.grpc.stop_stream()
+
+
+@test
+def configuration_statistics_and_settings(w):
+    name = w.deploy("described", w.folder / "mlp.onnx", batching={"max_size": 8, "max_delay_ms": 3})
+    for library, client in ((rest, w.rest), (grpc, w.grpc)):
+        client.infer(name, [library.InferInput("X", [3, 64], "FP32").set_data_from_numpy(w.images[:3])])
+    config = w.rest.get_model_config(name)
+    assert config["max_batch_size"] == 8 and config["input"] == [{"name": "X", "data_type": "TYPE_FP32", "dims": [64]}], config
+    other = w.grpc.get_model_config(name, as_json=True)["config"]
+    assert other["input"][0]["data_type"] == "TYPE_FP32" and other["max_batch_size"] == 8, other
+    assert other["dynamic_batching"]["max_queue_delay_microseconds"] == "3000", other
+    stats = w.rest.get_inference_statistics(name)["model_stats"][0]
+    assert stats["inference_count"] == 6 and stats["inference_stats"]["success"]["count"] == 2, stats
+    assert stats["inference_stats"]["success"]["ns"] > 0 and stats["inference_stats"]["fail"]["count"] == 0, stats
+    assert w.grpc.get_inference_statistics(name).model_stats[0].inference_stats.success.count == 2
+    assert name in [m["name"] for m in w.rest.get_inference_statistics()["model_stats"]]
+    assert w.rest.get_system_shared_memory_status() == [] == w.rest.get_cuda_shared_memory_status()
+    assert not w.grpc.get_system_shared_memory_status().regions and not w.grpc.get_cuda_shared_memory_status().regions
+    assert w.rest.get_trace_settings()["trace_level"] == ["OFF"]
+    assert w.grpc.get_trace_settings(model_name=name).settings["trace_level"].value == ["OFF"]
+    assert w.rest.get_log_settings()["log_error"] is True
+    assert w.grpc.get_log_settings().settings["log_error"].bool_param
+    assert_rejected(lambda: w.rest.update_log_settings({"log_info": False}), "400", "cannot be changed")
+    assert_rejected(lambda: w.grpc.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}), "INVALID_ARGUMENT")
+
+
+@test
+def repository_service_of_mlserver(w):
+    name = w.deploy("managed", w.folder / "mlp.onnx")
+    token = [("authorization", f"Bearer {w.server.token}")]
+    with plain_grpc.insecure_channel(w.server.grpc) as channel:
+        for service in ("inference.model_repository.ModelRepositoryService", "inference.ModelRepositoryService"):
+            index = channel.unary_unary(f"/{service}/RepositoryIndex", lambda m: m.SerializeToString(), service_pb2.RepositoryIndexResponse.FromString)
+            assert name in [m.name for m in index(service_pb2.RepositoryIndexRequest(), metadata=token).models]
+        unload = channel.unary_unary(f"/{service}/RepositoryModelUnload", lambda m: m.SerializeToString(), service_pb2.RepositoryModelUnloadResponse.FromString)
+        unload(service_pb2.RepositoryModelUnloadRequest(model_name=name), metadata=token)
+    assert not w.rest.is_model_ready(name)
+
+
+@test
+def version_1_of_the_protocol(w):
+    name = w.deploy("v1", w.folder / "mlp.onnx")
+    rows = w.images[:3].tolist()
+    expected = w.rest.infer(name, [rest.InferInput("X", [3, 64], "FP32").set_data_from_numpy(w.images[:3])])
+    labels, probabilities = expected.as_numpy("label").reshape(-1).tolist(), expected.as_numpy("probabilities")
+    for body in ({"instances": rows}, {"instances": [{"X": row} for row in rows]}, {"signature_name": "any", "instances": rows}):
+        code, _, text = w.raw(f"/v1/models/{name}:predict", body)
+        predictions = json.loads(text)["predictions"]
+        assert code == 200 and [p["label"] for p in predictions] == labels, text
+        assert np.allclose([p["probabilities"] for p in predictions], probabilities)
+    for body in ({"inputs": rows}, {"inputs": {"X": rows}}):
+        outputs = json.loads(w.raw(f"/v1/models/{name}:predict", body)[2])["outputs"]
+        assert outputs["label"] == labels and np.allclose(outputs["probabilities"], probabilities)
+    code, _, text = w.raw(f"/v1/models/{name}:predict", {"instances": [[1, 2], [3]]})
+    assert code == 400 and "2 and 1 elements" in json.loads(text)["error"], text
+    for path in ("/v1/models", "/v2/models"):
+        assert name in json.loads(w.raw(path, method="GET")[2])["models"]
+    assert json.loads(w.raw(f"/v1/models/{name}", method="GET")[2]) == {"name": name, "ready": True}
+    for path in ("/", "/healthz", "/readyz"):
+        with urllib.request.urlopen(w.server.inference + path, timeout=10) as response:
+            assert response.status == 200
+
+
+@test
+def metrics_have_the_names_of_mlserver_triton_and_kserve(w):
+    name = w.deploy("counted", w.folder / "mlp.onnx")
+    label(w, name)
+    code, _, text = w.raw("/metrics", method="GET")
+    lines = text.decode().splitlines()
+    assert code == 200
+    for line in (
+        f'model_infer_request_success_total{{model="{name}",version=""}} 1', f'model_infer_request_failure_total{{model="{name}",version=""}} 0',
+        f'nv_inference_request_success_total{{model="{name}",version=""}} 1', f'request_predict_seconds_count{{model_name="{name}"}} 1',
+    ):
+        assert line in lines, (line, [l for l in lines if name in l])
 
 
 @test

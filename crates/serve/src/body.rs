@@ -174,13 +174,27 @@ impl Bodies {
     /// # Errors
     /// [`Error::BodyMemory`]; the caller then drops the reservation.
     pub(crate) fn reserve(&self, reservation: &mut Reservation<'_>, bytes: usize) -> Result<(), Error> {
-        let before = self.used.fetch_add(bytes, Relaxed);
+        self.take(bytes)?;
         reservation.bytes += bytes;
+        Ok(())
+    }
+
+    /// Adds bytes to the memory in use; the caller releases them.
+    ///
+    /// # Errors
+    /// [`Error::BodyMemory`]; the bytes are not added then.
+    pub(crate) fn take(&self, bytes: usize) -> Result<(), Error> {
+        let before = self.used.fetch_add(bytes, Relaxed);
         if before.saturating_add(bytes) > self.limits.memory {
-            // The caller drops the reservation, which releases these bytes too.
+            self.release(bytes);
             return Err(Error::BodyMemory(self.limits.memory));
         }
         Ok(())
+    }
+
+    /// Releases bytes of [`Bodies::take`].
+    pub(crate) fn release(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Relaxed);
     }
 
     /// Bytes of bodies that are currently in memory.

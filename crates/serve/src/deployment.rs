@@ -29,7 +29,7 @@ pub struct Loaded {
     /// The model.
     pub model: Arc<dyn Model>,
     /// Name and version in the registry, and the run that produced the model.
-    pub resolved: ResolvedModel,
+    pub resolved: Arc<ResolvedModel>,
     /// Request counters and latencies since the model was loaded.
     pub stats: Stats,
     batcher: Option<Batcher>,
@@ -81,7 +81,19 @@ impl Loaded {
                 Err(why) => not_batched = Some(format!("requests are not batched: {why}")),
             }
         }
-        Self { model, resolved, stats: Stats::default(), batcher, not_batched, row_ns: AtomicU64::new(row_ns) }
+        Self {
+            model,
+            resolved: Arc::new(resolved),
+            stats: Stats::default(),
+            batcher,
+            not_batched,
+            row_ns: AtomicU64::new(row_ns),
+        }
+    }
+
+    /// Whether requests are computed in batches.
+    pub(crate) fn is_batched(&self) -> bool {
+        self.batcher.is_some()
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
@@ -205,6 +217,15 @@ impl InferOutput {
     }
 }
 
+/// A new request id of 32 hexadecimal digits: random for each process, and counted within it, because a random number for each request
+/// would take a system call. The multiplier spreads the counter over all digits.
+fn request_id() -> String {
+    static PROCESS: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| ids::hex32()[..16].to_owned());
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    format!("{}{number:016x}", *PROCESS)
+}
+
 /// Holds a request's place in the admission counter.
 struct Admission<'a>(&'a AtomicUsize);
 
@@ -292,7 +313,7 @@ impl Deployment {
         if waiting >= limits.queue {
             return Err(Error::Overloaded(self.name().to_owned()));
         }
-        let id = request.id.filter(|id| !id.is_empty()).unwrap_or_else(ids::hex32);
+        let id = request.id.filter(|id| !id.is_empty()).unwrap_or_else(request_id);
         let key = match self.manifest.spec.split.by {
             SplitBy::Header => request.split_key.as_deref().unwrap_or(&id),
             SplitBy::RequestId => &id,

@@ -23,8 +23,22 @@ pub(crate) fn check(model: &dyn Model) -> Result<(), String> {
     if specs.is_empty() {
         return Err("the model has no inputs".into());
     }
-    if let Some(fixed) = specs.iter().find(|spec| spec.shape.first().is_none_or(|first| *first >= 0)) {
-        return Err(format!("the first dimension of input '{}' is not dynamic: {:?}", fixed.name, fixed.shape));
+    let is_fixed = |spec: &&TensorSpec| spec.shape.as_ref().and_then(|shape| shape.first()).is_none_or(|n| *n >= 0);
+    if let Some(fixed) = specs.iter().find(is_fixed) {
+        return Err(format!(
+            "the first dimension of input '{}' is not dynamic: {:?}",
+            fixed.name,
+            fixed.declared_shape()
+        ));
+    }
+    // An output whose declared size does not depend on the input cannot have a row for each row of the input.
+    let has_fixed_size = |spec: &&TensorSpec| spec.shape.as_ref().is_some_and(|s| s.first().is_none_or(|n| *n >= 0));
+    if let Some(fixed) = model.outputs().iter().find(has_fixed_size) {
+        return Err(format!(
+            "the first dimension of output '{}' is not dynamic: {:?}",
+            fixed.name,
+            fixed.declared_shape()
+        ));
     }
     let mut rejection = String::new();
     for size in PROBE_SIZES {
@@ -32,7 +46,7 @@ pub(crate) fn check(model: &dyn Model) -> Result<(), String> {
             Ok(verdict) => return verdict,
             Err(error) => rejection = error.to_string(),
         }
-        if specs.iter().all(|spec| spec.shape[1..].iter().all(|dimension| *dimension >= 0)) {
+        if specs.iter().all(|spec| row_shape(spec).iter().all(|dimension| *dimension >= 0)) {
             break;
         }
     }
@@ -56,13 +70,20 @@ fn probe_rows(model: &dyn Model, specs: &[TensorSpec], size: usize) -> Result<Re
     })
 }
 
-/// A row whose values differ from those of other rows. Integers are 0 or 1, so that they are valid indexes into embedding tables.
+/// The declared shape of a row: all dimensions but the first.
+fn row_shape(spec: &TensorSpec) -> &[i64] {
+    spec.shape.as_ref().and_then(|shape| shape.get(1..)).unwrap_or_default()
+}
+
+/// A row whose values differ from those of other rows, and so do its minimum, maximum and mean: a model that normalizes by those of the
+/// whole batch would otherwise compute the same for each row. Integers are 0 or 1, so that they are valid indexes into embedding tables.
 fn example_row(spec: &TensorSpec, size: usize, row: usize) -> Tensor {
-    let sizes = spec.shape[1..].iter().map(|dimension| usize::try_from(*dimension).unwrap_or(size));
+    let sizes = row_shape(spec).iter().map(|dimension| usize::try_from(*dimension).unwrap_or(size));
     let shape: Vec<usize> = std::iter::once(1).chain(sizes).collect();
     let count: usize = shape.iter().product();
-    let bit = |i: usize| u8::from((i + row).is_multiple_of(2));
-    let real = |i: usize| ((5 * i + 7 * row) % 11) as f32 / 11.0 - 0.3;
+    // Zeros and ones alternate in the first row; the second has only zeros, the third only ones.
+    let bit = |i: usize| [u8::from(i.is_multiple_of(2)), 0, 1][row % 3];
+    let real = |i: usize| (((5 * i + 7 * row) % 11) as f32 / 11.0 - 0.3) * (1.0 + row as f32 / 2.0);
     macro_rules! fill {
         ($variant:ident, $value:expr) => {
             Data::$variant((0..count).map($value).collect())
@@ -110,7 +131,7 @@ mod tests {
 
     /// The verdict for a model with one input. `run` maps the input's values and row count to the output's shape and values.
     fn verdict(shape: &[i64], run: fn(&[f32], usize) -> Output) -> Result<(), String> {
-        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: shape.to_vec() };
+        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: Some(shape.to_vec()) };
         let model = FakeModel::with_specs(vec![spec], move |inputs| {
             let (shape, values) = run(floats(&inputs[0]), inputs[0].shape[0]);
             Ok(vec![Tensor { name: "y".into(), shape, data: Data::Fp32(values) }])
@@ -140,8 +161,31 @@ mod tests {
     }
 
     #[test]
+    fn statistics_of_the_whole_batch_are_noticed_in_rows_of_any_length() {
+        for width in [1_usize, 2, 11, 64] {
+            let shape = vec![-1, i64::try_from(width).unwrap()];
+            let verdict = |statistic: fn(&[f32]) -> f32| {
+                let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: Some(shape.clone()) };
+                let model = FakeModel::with_specs(vec![spec], move |inputs| {
+                    let values = floats(&inputs[0]);
+                    let all = statistic(values);
+                    let data = Data::Fp32(values.iter().map(|x| x - all).collect());
+                    Ok(vec![Tensor { name: "y".into(), shape: inputs[0].shape.clone(), data }])
+                });
+                check(model.as_ref())
+            };
+            let maximum = |v: &[f32]| v.iter().copied().fold(f32::MIN, f32::max);
+            let minimum = |v: &[f32]| v.iter().copied().fold(f32::MAX, f32::min);
+            for statistic in [maximum, minimum, |v: &[f32]| v.iter().sum::<f32>() / v.len() as f32] {
+                assert!(verdict(statistic).unwrap_err().contains("depends on the other rows"), "{width}");
+            }
+            assert_eq!(verdict(|_| 1.0), Ok(()));
+        }
+    }
+
+    #[test]
     fn dynamic_dimensions_get_a_size_that_the_model_accepts() {
-        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: vec![-1, -1] };
+        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: Some(vec![-1, -1]) };
         let picky = FakeModel::with_specs(vec![spec], |inputs| {
             if inputs[0].shape[1] < 7 {
                 return Err(Error::Model("too small".into()));
@@ -162,7 +206,7 @@ mod tests {
         };
         assert_eq!(check(load("relu.onnx", onnx::relu()).as_ref()), Ok(()));
         let mean = check(load("mean.onnx", onnx::mean_of_rows()).as_ref());
-        assert!(mean.clone().unwrap_err().contains("output 'y' has shape [1, 2]"), "{mean:?}");
+        assert!(mean.clone().unwrap_err().contains("output 'y' is not dynamic: [1, 2]"), "{mean:?}");
         assert!(check(load("fixed.onnx", onnx::addition()).as_ref()).unwrap_err().contains("is not dynamic"));
     }
 }

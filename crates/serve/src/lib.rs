@@ -11,7 +11,7 @@
 //! | [`model`] | model sources: the registry, or a file on the server's machine |
 //! | [`deployment`] | one deployment: its model versions, traffic weights, queue, timeout and batching |
 //! | [`service`] | all deployments: apply, split, rollback, reload of moved aliases |
-//! | [`http`], [`grpc`] | the protocol over REST and over gRPC |
+//! | [`http`], [`grpc`] | the protocol over REST and over gRPC, with Triton's extensions and KServe's version 1 |
 //! | [`body`] | size, time and memory limits for request bodies |
 //! | [`stats`] | request counters and latencies per model version |
 //!
@@ -36,6 +36,7 @@ pub mod stats;
 pub mod tensor;
 #[cfg(test)]
 mod testing;
+mod triton;
 
 pub use body::BodyLimits;
 pub use error::Error;

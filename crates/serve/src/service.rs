@@ -17,12 +17,13 @@ use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::body::{Bodies, BodyLimits};
 use crate::deployment::{Deployment, InferOutput, Loaded, Request, State, Variant};
+use crate::grpc::inference::ModelStatistics;
 use crate::manifest::Manifest;
 use crate::model::{LocalPaths, ModelSource, ModelUri, ResolvedModel};
 pub use crate::repo::Revision;
 use crate::runtime::Runtime;
 use crate::stats::Snapshot;
-use crate::{Error, repo};
+use crate::{Error, repo, triton};
 
 /// Number of served requests that are kept in memory for `slipway show --lineage` and the UI.
 const MAX_RECENT_REQUESTS: usize = 1000;
@@ -41,11 +42,16 @@ pub struct RequestRecord {
     /// Name of the model within the deployment.
     pub variant: String,
     /// The model version that computed the response.
-    pub model: ResolvedModel,
+    #[serde(serialize_with = "shared")]
+    pub model: Arc<ResolvedModel>,
     /// Time of the response, in milliseconds since the Unix epoch.
     pub time: i64,
     /// Duration of the request in microseconds.
     pub took_us: u64,
+}
+
+fn shared<T: Serialize, S: serde::Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().serialize(serializer)
 }
 
 /// State of a deployment, as the API returns it.
@@ -175,6 +181,24 @@ impl Gateway {
         self.inner.deployments.write().insert(deployment.name().to_owned(), deployment);
     }
 
+    /// Whether all deployments are ready, which is also the case without deployments.
+    pub fn is_ready(&self) -> bool {
+        self.inner.deployments.read().values().all(|deployment| deployment.is_ready())
+    }
+
+    /// Statistics of one deployment, or of all; only of `version` if it is set and not empty.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn statistics(&self, name: Option<&str>, version: Option<&str>) -> Result<Vec<ModelStatistics>, Error> {
+        let deployments = match name {
+            Some(name) => vec![self.deployment(name)?],
+            None => self.deployments(),
+        };
+        let found = deployments.iter().map(|deployment| triton::statistics(deployment, version));
+        Ok(found.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
     /// Runs an inference request and records which model served it.
     ///
     /// # Errors
@@ -185,15 +209,15 @@ impl Gateway {
             id: output.id.clone(),
             deployment: deployment.name().to_owned(),
             variant: output.variant.clone(),
-            model: output.model.resolved.clone(),
+            model: Arc::clone(&output.model.resolved),
             time: now_ms(),
             took_us: u64::try_from(output.took.as_micros()).unwrap_or(u64::MAX),
         };
         let mut recent = self.inner.recent.lock();
-        if recent.len() == MAX_RECENT_REQUESTS {
-            recent.pop_front();
-        }
+        let oldest = if recent.len() == MAX_RECENT_REQUESTS { recent.pop_front() } else { None };
         recent.push_back(record);
+        drop(recent);
+        drop(oldest); // freed without the lock
         Ok(output)
     }
 
@@ -351,7 +375,7 @@ impl Gateway {
             })
             .and_then(|v| v.loaded());
         let resolved = self.inner.resolve(&variant.spec.uri)?;
-        match same.filter(|l| l.resolved == resolved) {
+        match same.filter(|l| *l.resolved == resolved) {
             Some(loaded) => *variant.state.write() = State::Ready(loaded),
             None => self.load(next, variant, resolved).await?,
         }
@@ -430,7 +454,7 @@ impl Gateway {
                         continue;
                     }
                 };
-                if variant.loaded().is_some_and(|l| l.resolved == resolved) {
+                if variant.loaded().is_some_and(|l| *l.resolved == resolved) {
                     *variant.stale.write() = None;
                     continue;
                 }
@@ -515,7 +539,7 @@ fn status(deployment: &Deployment) -> Status {
             weight: variant.spec.weight,
             state,
             reason,
-            model: loaded.as_ref().map(|l| l.resolved.clone()),
+            model: loaded.as_ref().map(|l| (*l.resolved).clone()),
             stats: loaded.map(|l| l.stats.snapshot()).unwrap_or_default(),
         }
     });

@@ -86,6 +86,8 @@ pub struct Stats {
     rows: AtomicU64,
     total: Histogram,
     total_us: AtomicU64,
+    errors_us: AtomicU64,
+    last_ms: AtomicU64,
     recent: Mutex<Recent>,
 }
 
@@ -114,9 +116,32 @@ pub struct Snapshot {
     pub p99_us: f64,
     /// Sum of all latencies in microseconds.
     pub total_us: u64,
+    /// Sum of the latencies of failed requests in microseconds.
+    #[serde(skip)]
+    pub errors_us: u64,
+    /// Time of the newest request, in milliseconds since the Unix epoch; 0 if there was none.
+    #[serde(skip)]
+    pub last_ms: u64,
     /// Latency histogram: upper bound in seconds and count of each bucket, not cumulative. The last bound is `f64::MAX`.
     #[serde(skip)]
     pub latency_buckets: Vec<(f64, u64)>,
+}
+
+impl Snapshot {
+    /// Adds the counters of another model version. The quantiles are not combined.
+    pub fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.errors += other.errors;
+        self.rows += other.rows;
+        self.total_us += other.total_us;
+        self.errors_us += other.errors_us;
+        self.last_ms = self.last_ms.max(other.last_ms);
+        if self.latency_buckets.is_empty() {
+            self.latency_buckets.clone_from(&other.latency_buckets);
+        } else {
+            self.latency_buckets.iter_mut().zip(&other.latency_buckets).for_each(|(own, more)| own.1 += more.1);
+        }
+    }
 }
 
 impl Default for Stats {
@@ -127,6 +152,8 @@ impl Default for Stats {
             rows: AtomicU64::new(0),
             total: Histogram::default(),
             total_us: AtomicU64::new(0),
+            errors_us: AtomicU64::new(0),
+            last_ms: AtomicU64::new(0),
             recent: Mutex::new(Recent { since: Instant::now(), marks: [vec![0; BUCKETS], vec![0; BUCKETS]] }),
         }
     }
@@ -140,8 +167,10 @@ impl Stats {
         self.rows.fetch_add(rows as u64, Relaxed);
         self.total.add(us);
         self.total_us.fetch_add(us, Relaxed);
+        self.last_ms.store(u64::try_from(slipway_core::clock::now_ms()).unwrap_or_default(), Relaxed);
         if failed {
             self.errors.fetch_add(1, Relaxed);
+            self.errors_us.fetch_add(us, Relaxed);
         }
     }
 
@@ -164,6 +193,8 @@ impl Stats {
             p95_us: quantile(counts, 0.95),
             p99_us: quantile(counts, 0.99),
             total_us: self.total_us.load(Relaxed),
+            errors_us: self.errors_us.load(Relaxed),
+            last_ms: self.last_ms.load(Relaxed),
             latency_buckets: export_buckets(&all),
         }
     }

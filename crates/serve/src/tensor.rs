@@ -2,8 +2,9 @@
 //!
 //! Invariant: parsing allocates memory in proportion to the bytes received, not to the shape that the client claims.
 
+mod json;
+
 use half::{bf16, f16};
-use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
 use crate::Error;
 
@@ -152,8 +153,16 @@ pub struct TensorSpec {
     pub name: String,
     /// Data type of the elements.
     pub datatype: DataType,
-    /// Size of each dimension; -1 for a dynamic dimension.
-    pub shape: Vec<i64>,
+    /// Size of each dimension, -1 for a dynamic dimension; `None` if the model declares no shape, so that the tensor may have any number of
+    /// dimensions.
+    pub shape: Option<Vec<i64>>,
+}
+
+impl TensorSpec {
+    /// The shape in the protocol's metadata, which cannot express a dynamic number of dimensions; it is then empty, like that of a scalar.
+    pub fn declared_shape(&self) -> Vec<i64> {
+        self.shape.clone().unwrap_or_default()
+    }
 }
 
 impl Data {
@@ -197,7 +206,7 @@ impl Data {
         macro_rules! read {
             ($variant:ident) => {{
                 let mut items = Vec::with_capacity(capacity);
-                parse_elements(json, &mut items).map(|()| Self::$variant(items))
+                json::read_elements(json, &mut items).map(|()| Self::$variant(items))
             }};
         }
         match datatype {
@@ -289,37 +298,17 @@ impl Data {
         }
     }
 
-    /// Appends the elements as a flat JSON list. NaN and infinities become `null`, because JSON cannot represent them.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
-        fn list<T>(items: &[T], out: &mut Vec<u8>, mut write_item: impl FnMut(&T, &mut Vec<u8>)) {
-            out.push(b'[');
-            for (i, item) in items.iter().enumerate() {
-                if i > 0 {
-                    out.push(b',');
-                }
-                write_item(item, out);
-            }
-            out.push(b']');
-        }
-        fn plain<T: serde::Serialize>(item: &T, out: &mut Vec<u8>) {
-            let _ = serde_json::to_writer(out, item); // writing numbers and strings into memory cannot fail
-        }
-        match self {
-            Self::Bool(v) => list(v, out, plain),
-            Self::Uint8(v) => list(v, out, plain),
-            Self::Uint16(v) => list(v, out, plain),
-            Self::Uint32(v) => list(v, out, plain),
-            Self::Uint64(v) => list(v, out, plain),
-            Self::Int8(v) => list(v, out, plain),
-            Self::Int16(v) => list(v, out, plain),
-            Self::Int32(v) => list(v, out, plain),
-            Self::Int64(v) => list(v, out, plain),
-            Self::Fp16(v) => list(v, out, |x, out| plain(&x.to_f32(), out)),
-            Self::Bf16(v) => list(v, out, |x, out| plain(&x.to_f32(), out)),
-            Self::Fp32(v) => list(v, out, plain),
-            Self::Fp64(v) => list(v, out, plain),
-            Self::Bytes(v) => list(v, out, |x, out| plain(&String::from_utf8_lossy(x), out)),
-        }
+    /// Appends the elements as a flat JSON list. NaN and infinities become `null`, because JSON cannot represent them. `tensor` is used in
+    /// the error message.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for strings that are not UTF-8, which JSON cannot represent either.
+    pub fn write_json(&self, tensor: &str, out: &mut Vec<u8>) -> Result<(), Error> {
+        json::write(self, out).map_err(|index| {
+            Error::Invalid(format!(
+                "element {index} of output '{tensor}' is not UTF-8, so JSON cannot represent it; request the output as binary data"
+            ))
+        })
     }
 
     /// Appends another tensor's elements. Returns false and changes nothing if the types differ.
@@ -376,126 +365,6 @@ fn bytes_from_binary(raw: &[u8], tensor: &str) -> Result<Data, Error> {
         rest = tail;
     }
     Ok(Data::Bytes(items))
-}
-
-/// An element that can be parsed from a JSON value. Each method returns `None` if the value is not valid for the type.
-trait Element: Sized {
-    fn from_bool(_: bool) -> Option<Self> {
-        None
-    }
-    fn from_i64(_: i64) -> Option<Self> {
-        None
-    }
-    fn from_u64(_: u64) -> Option<Self> {
-        None
-    }
-    fn from_f64(_: f64) -> Option<Self> {
-        None
-    }
-    fn from_str(_: &str) -> Option<Self> {
-        None
-    }
-}
-
-macro_rules! integer_element {
-    ($($t:ty),*) => { $(impl Element for $t {
-        fn from_i64(v: i64) -> Option<Self> { v.try_into().ok() }
-        fn from_u64(v: u64) -> Option<Self> { v.try_into().ok() }
-        // Clients in languages without an integer type send `3.0` for 3.
-        fn from_f64(v: f64) -> Option<Self> {
-            (v.fract() == 0.0 && v >= <$t>::MIN as f64 && v <= <$t>::MAX as f64).then_some(v as $t)
-        }
-        fn from_bool(v: bool) -> Option<Self> { Some(Self::from(v)) }
-    })* };
-}
-integer_element!(u8, u16, u32, u64, i8, i16, i32, i64);
-
-macro_rules! float_element {
-    ($($t:ty => $convert:expr),*) => { $(impl Element for $t {
-        fn from_i64(v: i64) -> Option<Self> { Some($convert(v as f64)) }
-        fn from_u64(v: u64) -> Option<Self> { Some($convert(v as f64)) }
-        fn from_f64(v: f64) -> Option<Self> { Some($convert(v)) }
-    })* };
-}
-float_element!(f32 => |v| v as f32, f64 => |v| v, f16 => f16::from_f64, bf16 => bf16::from_f64);
-
-impl Element for bool {
-    fn from_bool(v: bool) -> Option<Self> {
-        Some(v)
-    }
-    fn from_u64(v: u64) -> Option<Self> {
-        (v <= 1).then_some(v == 1)
-    }
-}
-
-impl Element for Vec<u8> {
-    fn from_str(v: &str) -> Option<Self> {
-        Some(v.as_bytes().to_vec())
-    }
-}
-
-/// Maximum nesting depth of JSON data.
-const MAX_DEPTH: usize = 32;
-
-fn parse_elements<T: Element>(json: &str, items: &mut Vec<T>) -> Result<(), serde_json::Error> {
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    Flatten { items, depth: 0 }.deserialize(&mut deserializer)?;
-    deserializer.end()
-}
-
-/// Collects the elements of nested lists into one flat list.
-struct Flatten<'a, T> {
-    items: &'a mut Vec<T>,
-    depth: usize,
-}
-
-impl<'de, T: Element> DeserializeSeed<'de> for Flatten<'_, T> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_any(self)
-    }
-}
-
-impl<T: Element> Flatten<'_, T> {
-    fn push<E: serde::de::Error>(self, item: Option<T>, original: impl std::fmt::Display) -> Result<(), E> {
-        if self.depth == 0 {
-            return Err(E::custom("expected a list"));
-        }
-        self.items.push(item.ok_or_else(|| E::custom(format_args!("invalid element {original}")))?);
-        Ok(())
-    }
-}
-
-impl<'de, T: Element> Visitor<'de> for Flatten<'_, T> {
-    type Value = ();
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a list of elements")
-    }
-    fn visit_bool<E: serde::de::Error>(self, v: bool) -> Result<(), E> {
-        self.push(T::from_bool(v), v)
-    }
-    fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<(), E> {
-        self.push(T::from_i64(v), v)
-    }
-    fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<(), E> {
-        self.push(T::from_u64(v), v)
-    }
-    fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<(), E> {
-        self.push(T::from_f64(v), v)
-    }
-    fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<(), E> {
-        self.push(T::from_str(v), v)
-    }
-    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
-        self.push(None, "null")
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        if self.depth == MAX_DEPTH {
-            return Err(serde::de::Error::custom("lists are nested too deeply"));
-        }
-        while list.next_element_seed(Flatten { items: &mut *self.items, depth: self.depth + 1 })?.is_some() {}
-        Ok(())
-    }
 }
 
 /// Validates a shape that a client sent. Returns the dimensions and the number of elements, at most 2^40.

@@ -54,7 +54,7 @@ impl FakeModel {
 
     /// A model with input `x` and output `y`, both FP32 of shape [-1, 2].
     pub(crate) fn new(run: impl Fn(&[Tensor]) -> Result<Vec<Tensor>, Error> + Send + Sync + 'static) -> Arc<Self> {
-        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: vec![-1, 2] };
+        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: Some(vec![-1, 2]) };
         Self::with_specs(vec![spec], run)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: labels never contain text that a request can choose freely, so clients cannot create any number of time series.
 
+use std::collections::BTreeMap;
 use std::fmt::Error;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,6 +22,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use slipway_serve::service::Status;
+use slipway_serve::stats::Snapshot;
 use slipway_store::PoolStats;
 
 use crate::Platform;
@@ -215,7 +217,7 @@ impl Collector for PlatformCollector {
                 (Variant { model: status.name.clone(), variant: variant.name.clone(), version }, variant)
             })
             .collect();
-        let mut counter = |name: &str, help: &str, value: &dyn Fn(&slipway_serve::stats::Snapshot) -> u64| {
+        let mut counter = |name: &str, help: &str, value: &dyn Fn(&Snapshot) -> u64| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (labels, variant) in &variants {
                 ConstCounter::new(value(&variant.stats)).encode(family.encode_family(labels)?)?;
@@ -243,12 +245,66 @@ impl Collector for PlatformCollector {
         for (labels, variant) in &variants {
             ConstGauge::new(i64::from(variant.weight)).encode(family.encode_family(labels)?)?;
         }
+        self.encode_compatible(&mut encoder)?;
         let help = "Inference requests that are queued or being computed.";
         let mut family = encoder.encode_descriptor("slipway_inference_in_flight", help, None, MetricType::Gauge)?;
         for status in &self.deployments {
             let labels = Model { model: status.name.clone() };
             ConstGauge::new(i64::try_from(status.in_flight).unwrap_or(i64::MAX))
                 .encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelVersion {
+    model: String,
+    version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelName {
+    model_name: String,
+}
+
+impl PlatformCollector {
+    /// Inference requests under the names of MLServer (`model_infer_request_…`), Triton (`nv_inference_…`) and KServe
+    /// (`request_predict_seconds`), so that existing dashboards and autoscalers work.
+    fn encode_compatible(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        // Two models of a deployment may have the same version, and time series must be unique.
+        let mut models: BTreeMap<(&str, &str), Snapshot> = BTreeMap::new();
+        for status in &self.deployments {
+            for variant in &status.variants {
+                let version = variant.model.as_ref().map_or("", |m| m.version.as_str());
+                models.entry((&status.name, version)).or_default().add(&variant.stats);
+            }
+        }
+        type Count = fn(&Snapshot) -> u64;
+        let counters: [(&str, &str, Count); 6] = [
+            ("model_infer_request_success", "Successful inference requests.", |s| s.requests - s.errors),
+            ("model_infer_request_failure", "Failed inference requests.", |s| s.errors),
+            ("nv_inference_request_success", "Successful inference requests.", |s| s.requests - s.errors),
+            ("nv_inference_request_failure", "Failed inference requests.", |s| s.errors),
+            ("nv_inference_count", "Rows computed by inference requests.", |s| s.rows),
+            ("nv_inference_request_duration_us", "Sum of the latencies in microseconds.", |s| s.total_us),
+        ];
+        for (name, help, count) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for ((model, version), stats) in &models {
+                let labels = ModelVersion { model: (*model).to_owned(), version: (*version).to_owned() };
+                ConstCounter::new(count(stats)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let mut by_name: BTreeMap<&str, Snapshot> = BTreeMap::new();
+        models.iter().for_each(|((model, _), stats)| by_name.entry(model).or_default().add(stats));
+        let help = "Latency of inference requests.";
+        let mut family = encoder.encode_descriptor("request_predict_seconds", help, None, MetricType::Histogram)?;
+        for (model, stats) in by_name {
+            let count = stats.latency_buckets.iter().map(|(_, n)| n).sum();
+            let labels = ModelName { model_name: model.to_owned() };
+            let mut metric = family.encode_family(&labels)?;
+            metric.encode_histogram::<NoLabelSet>(stats.total_us as f64 / 1e6, count, &stats.latency_buckets, None)?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ pub(super) const MIN_ENCODED_BYTES: usize = 4 << 10;
 
 /// A supported content encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Encoding {
+pub(crate) enum Encoding {
     /// RFC 1952.
     Gzip,
     /// Deflate in the zlib format (RFC 1950), as RFC 9110, section 8.4.1.2, defines it.
@@ -30,7 +30,8 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
-    fn parse(name: &str) -> Option<Self> {
+    /// The encoding with this name, in the notation of HTTP and of gRPC.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
         // RFC 9110, section 8.4.1.3: `x-gzip` is equivalent to `gzip`.
         if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") {
             return Some(Self::Gzip);
@@ -39,7 +40,7 @@ impl Encoding {
     }
 
     /// The name in `Content-Encoding`.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",
             Self::Deflate => "deflate",
@@ -137,7 +138,7 @@ impl Read for Decoder<'_> {
 ///
 /// # Errors
 /// [`Error::Invalid`] for data that is not in this encoding, [`Error::TooLarge`] and [`Error::BodyMemory`].
-pub(super) async fn decode<'a>(
+pub(crate) async fn decode<'a>(
     bodies: &'a Bodies,
     encoding: Encoding,
     encoded: &[u8],

@@ -1,8 +1,10 @@
-//! Open Inference Protocol V2 over REST (`/v2/...`), with the binary tensor and model repository extensions.
+//! Open Inference Protocol V2 over REST (`/v2/...`), with Triton's extensions, and its predecessor V1 (`/v1/...`).
 //!
 //! Invariant: handlers read request bodies only through [`crate::body`], so that its limits apply to all of them.
 
-mod encoding;
+pub(crate) mod encoding;
+mod extensions;
+mod v1;
 pub(crate) mod wire;
 
 pub use wire::{InferenceRequest, InferenceResponse};
@@ -11,7 +13,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, Path, Request as HttpRequest, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -22,7 +24,7 @@ use slipway_access::{Access, Resource, Routes, RunTokenUse};
 
 use self::encoding::Encoding;
 use crate::body::{self, Reservation};
-use crate::deployment::{Deployment, Request};
+use crate::deployment::{Deployment, InferOutput, Request};
 use crate::manifest::Manifest;
 use crate::tensor::TensorSpec;
 use crate::{Error, Gateway, LocalPaths, ModelUri};
@@ -34,7 +36,8 @@ const EXTRACTOR_BODY_LIMIT: usize = body::MAX_SMALL_BODY;
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// Protocol extensions that the server metadata lists.
-pub(crate) const EXTENSIONS: [&str; 2] = ["binary_tensor_data", "model_repository"];
+pub(crate) const EXTENSIONS: [&str; 4] =
+    ["binary_tensor_data", "model_repository", "model_configuration", "statistics"];
 
 /// Required for inference, and for a model's metadata and readiness.
 const INFER: Access = Access::create(Resource::Inferences);
@@ -47,20 +50,42 @@ pub fn routes(gateway: Gateway) -> Routes {
     let unknown =
         async || Error::NotFound("no such path; the paths of the Open Inference Protocol are under /v2".into());
     Routes::new()
+        .get("/", Access::Public, alive)
+        .get("/healthz", Access::Public, async || "ok\n")
+        .get("/readyz", Access::Public, server_ready)
         .get("/v2", INFER, server_metadata)
         .get("/v2/", INFER, server_metadata)
-        .get("/v2/health/live", Access::Public, async || StatusCode::OK)
+        .get("/v2/health/live", Access::Public, async || json_response(&json!({ "live": true })))
         .get("/v2/health/ready", Access::Public, server_ready)
+        .get("/v2/models", READ_DEPLOYMENTS, list)
+        .get("/v2/models/stats", INFER, extensions::all_statistics)
         .get("/v2/models/{name}", INFER, model_metadata)
+        .get("/v2/models/{name}/config", INFER, extensions::config)
+        .get("/v2/models/{name}/stats", INFER, extensions::statistics)
+        .get("/v2/models/{name}/trace/setting", INFER, extensions::trace)
+        .post("/v2/models/{name}/trace/setting", UPDATE_DEPLOYMENTS, extensions::set_trace)
         .get("/v2/models/{name}/ready", INFER, model_ready)
         .post("/v2/models/{name}/infer", INFER, infer)
         .get("/v2/models/{name}/versions/{version}", INFER, version_metadata)
+        .get("/v2/models/{name}/versions/{version}/config", INFER, extensions::version_config)
+        .get("/v2/models/{name}/versions/{version}/stats", INFER, extensions::version_statistics)
         .get("/v2/models/{name}/versions/{version}/ready", INFER, version_ready)
         .post("/v2/models/{name}/versions/{version}/infer", INFER, infer_version)
+        .get("/v2/systemsharedmemory/status", INFER, extensions::no_regions)
+        .get("/v2/cudasharedmemory/status", INFER, extensions::no_regions)
+        .get("/v2/trace/setting", INFER, extensions::trace)
+        .post("/v2/trace/setting", UPDATE_DEPLOYMENTS, extensions::set_trace)
+        .get("/v2/logging", INFER, extensions::logging)
+        .post("/v2/logging", UPDATE_DEPLOYMENTS, extensions::set_logging)
         .post("/v2/repository/index", READ_DEPLOYMENTS, index)
+        .get("/v2/repository/models/index", READ_DEPLOYMENTS, index)
+        .post("/v2/repository/models/index", READ_DEPLOYMENTS, index)
         .post("/v2/repository/models/{name}/load", UPDATE_DEPLOYMENTS, load)
         .post("/v2/repository/models/{name}/unload", DELETE_DEPLOYMENTS, unload)
+        .get("/v1/models", READ_DEPLOYMENTS, list)
         .get("/v1/models/{name}", INFER, v1_ready)
+        .post("/v1/models/{name}", INFER, v1_call)
+        .post("/v1/models/{name}/versions/{version}", INFER, v1_version_call)
         .fallback(Access::Authenticated(RunTokenUse::Denied), unknown)
         .layer(DefaultBodyLimit::max(EXTRACTOR_BODY_LIMIT))
         .with_state(gateway)
@@ -74,10 +99,23 @@ fn json_response(body: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
+/// KServe's liveness response.
+async fn alive() -> Response {
+    json_response(&json!({ "status": "alive" }))
+}
+
 /// The server is ready when all deployments are; a server without deployments is ready too.
-async fn server_ready(State(g): State<Gateway>) -> StatusCode {
-    let ready = g.deployments().iter().all(|d| d.is_ready());
-    if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+/// The body is KServe's.
+async fn server_ready(State(g): State<Gateway>) -> Response {
+    let ready = g.is_ready();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, json_response(&json!({ "ready": ready }))).into_response()
+}
+
+/// The names of all deployments, in KServe's format.
+async fn list(State(g): State<Gateway>) -> Response {
+    let names: Vec<_> = g.deployments().iter().map(|d| d.name().to_owned()).collect();
+    json_response(&json!({ "models": names }))
 }
 
 /// A model's inputs and outputs, in the Open Inference Protocol's model metadata format.
@@ -107,8 +145,11 @@ pub struct TensorMetadata {
 }
 
 fn tensor_metadata(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
-    let convert =
-        |s: &TensorSpec| TensorMetadata { name: s.name.clone(), datatype: s.datatype.name(), shape: s.shape.clone() };
+    let convert = |s: &TensorSpec| TensorMetadata {
+        name: s.name.clone(),
+        datatype: s.datatype.name(),
+        shape: s.declared_shape(),
+    };
     specs.iter().map(convert).collect()
 }
 
@@ -166,22 +207,77 @@ async fn v1_ready(State(g): State<Gateway>, Path(name): Path<String>) -> Result<
     Ok(json_response(&json!({ "name": name, "ready": ready })))
 }
 
-async fn infer(
+async fn v1_call(
     State(g): State<Gateway>,
-    Path(name): Path<String>,
+    Path(call): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
-    run_inference(&g, &name, None, &headers, body).await
+    let Some((name, verb)) = call.rsplit_once(':') else { return Err(unknown_v1_call(&call)) };
+    predict(&g, name, None, verb, &headers, body).await
+}
+
+async fn v1_version_call(
+    State(g): State<Gateway>,
+    Path((name, call)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Error> {
+    let Some((version, verb)) = call.rsplit_once(':') else { return Err(unknown_v1_call(&call)) };
+    predict(&g, &name, Some(version.to_owned()), verb, &headers, body).await
+}
+
+fn unknown_v1_call(call: &str) -> Error {
+    Error::NotFound(format!(
+        "'{call}' is not a call of version 1 of the protocol; slipway serves /v1/models/NAME:predict"
+    ))
+}
+
+async fn predict(
+    g: &Gateway,
+    name: &str,
+    version: Option<String>,
+    verb: &str,
+    headers: &HeaderMap,
+    mut body: Body,
+) -> Result<Response, Error> {
+    let received = match verb {
+        "predict" => receive_inference(g, name, headers, &mut body).await,
+        _ => Err(unknown_v1_call(verb)),
+    };
+    let (deployment, body, _reservation) = match received {
+        Ok(received) => received,
+        Err(error) => {
+            body::discard(headers, body);
+            return Err(error);
+        }
+    };
+    let (format, inputs) = v1::parse(&body, deployment.representative(version.as_deref())?.model.inputs())?;
+    drop(body);
+    let rows = crate::batch::rows_of(&inputs);
+    let request = Request { id: None, version, split_key: split_key(&deployment, headers), inputs };
+    let output = g.infer(&deployment, request).await?;
+    respond(name, &output, v1::write(&output, format, rows)?, None, headers).await
+}
+
+/// The value of the header that the deployment splits traffic by.
+fn split_key(deployment: &Deployment, headers: &HeaderMap) -> Option<String> {
+    let header = deployment.manifest.spec.split.header.as_deref()?;
+    headers.get(header)?.to_str().ok().map(str::to_owned)
+}
+
+async fn infer(State(g): State<Gateway>, Path(name): Path<String>, request: HttpRequest) -> Result<Response, Error> {
+    let (parts, body) = request.into_parts(); // an extractor would copy all headers
+    run_inference(&g, &name, None, &parts.headers, body).await
 }
 
 async fn infer_version(
     State(g): State<Gateway>,
     Path((name, version)): Path<(String, String)>,
-    headers: HeaderMap,
-    body: Body,
+    request: HttpRequest,
 ) -> Result<Response, Error> {
-    run_inference(&g, &name, Some(version), &headers, body).await
+    let (parts, body) = request.into_parts(); // an extractor would copy all headers
+    run_inference(&g, &name, Some(version), &parts.headers, body).await
 }
 
 /// Receives a body and decodes it. `limit` is its maximum size, both as sent and decoded.
@@ -242,18 +338,22 @@ async fn run_inference(
     };
     let parsed = wire::parse(&body, json_length)?;
     drop(body);
-    let split_key = deployment
-        .manifest
-        .spec
-        .split
-        .header
-        .as_deref()
-        .and_then(|h| headers.get(h))
-        .and_then(|v| v.to_str().ok())
-        .map(str::to_owned);
+    let split_key = split_key(&deployment, headers);
     let request = Request { id: parsed.id, version, split_key, inputs: parsed.inputs };
     let output = g.infer(&deployment, request).await?;
     let (body, json_length) = wire::write(name, &output, &parsed.outputs)?;
+    respond(name, &output, body, json_length, headers).await
+}
+
+/// The response with this body, in the content encoding that the client prefers. `json_length` is the length of the JSON part if binary
+/// data follows it.
+async fn respond(
+    name: &str,
+    output: &InferOutput,
+    body: Vec<u8>,
+    json_length: Option<usize>,
+    headers: &HeaderMap,
+) -> Result<Response, Error> {
     let preferred = if body.len() < encoding::MIN_ENCODED_BYTES { None } else { Encoding::accepted(headers) };
     let encoded = match preferred {
         Some(encoding) => encoding::encode(encoding, &body).await.map(|encoded| (encoding, encoded)),

@@ -401,3 +401,149 @@ async fn unsupported_content_encoding_is_415_and_names_the_supported_ones() {
     );
     assert!(body.contains("serve.content_encoding") && body.contains("'br'"), "{body}");
 }
+
+#[tokio::test]
+async fn nan_is_null_in_both_directions_and_bytes_are_never_changed() {
+    let world = World::new();
+    world.insert(manifest(), FakeModel::doubling());
+    let body = r#"{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1.5,null]}]}"#;
+    let (status, _, body) = infer(&world.gateway, body).await;
+    assert!(status == StatusCode::OK && body.contains(r#""data":[3.0,null]"#), "{status} {body}");
+
+    let path = world.file("strings.onnx", &onnx::identity_of_strings());
+    let manifest = Manifest::single("m", ModelUri::Local(path));
+    world.gateway.apply(manifest, "apply", LocalPaths::Allowed).await.unwrap();
+    let binary = b"\x02\0\0\0\xff\xfe\x01\0\0\0a\0\0\0\0";
+    for (in_binary, expected) in [(true, StatusCode::OK), (false, StatusCode::BAD_REQUEST)] {
+        let json = format!(
+            r#"{{"inputs":[{{"name":"x","shape":[3],"datatype":"BYTES","parameters":{{"binary_data_size":15}}}}],"parameters":{{"binary_data_output":{in_binary}}}}}"#
+        );
+        let headers = [("inference-header-content-length", json.len().to_string())];
+        let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let (status, _, body) = infer_with(&world.gateway, &headers, [json.as_bytes(), binary].concat()).await;
+        assert_eq!(status, expected, "{}", String::from_utf8_lossy(&body));
+        if in_binary {
+            assert!(body.ends_with(binary), "{}", body.escape_ascii());
+        } else {
+            assert!(String::from_utf8_lossy(&body).contains("element 0 of output 'y' is not UTF-8"));
+        }
+    }
+    let body = r#"{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":["\u0000x"]}]}"#;
+    let (status, _, body) = infer(&world.gateway, body).await;
+    assert!(status == StatusCode::OK && body.contains(r#""data":["\u0000x"]"#), "{status} {body}");
+}
+
+#[tokio::test]
+async fn version_1_predicts_rows_and_columns() {
+    let world = world(BodyLimits::default()).await;
+    let g = &world.gateway;
+    for (path, body, expected) in [
+        ("/v1/models/m:predict", r#"{"instances":[[1,2],[3,4]]}"#, r#"{"predictions":[[2.0,4.0],[6.0,8.0]]}"#),
+        ("/v1/models/m:predict", r#"{"instances":[{"x":[1,null]}]}"#, r#"{"predictions":[[2.0,null]]}"#),
+        ("/v1/models/m/versions/1:predict", r#"{"inputs":{"x":[[1,2]]}}"#, r#"{"outputs":[[2.0,4.0]]}"#),
+        ("/v1/models/m:predict", r#"{"inputs":[[1,2]]}"#, r#"{"outputs":[[2.0,4.0]]}"#),
+    ] {
+        let (status, headers, text) = send(g, "POST", path, body).await;
+        assert_eq!((status, text.as_str()), (StatusCode::OK, expected), "{body}");
+        assert_eq!(headers["x-slipway-model-version"], "1");
+    }
+    for (path, body, status) in [
+        ("/v1/models/m:predict", r#"{"instances":[[1,2,3]]}"#, StatusCode::BAD_REQUEST),
+        ("/v1/models/m:predict", "nonsense", StatusCode::BAD_REQUEST),
+        ("/v1/models/other:predict", "{}", StatusCode::NOT_FOUND),
+        ("/v1/models/m/versions/7:predict", r#"{"instances":[[1,2]]}"#, StatusCode::NOT_FOUND),
+        ("/v1/models/m:explain", "{}", StatusCode::NOT_FOUND),
+        ("/v1/models/m", "{}", StatusCode::NOT_FOUND),
+    ] {
+        assert_eq!(send(g, "POST", path, body).await.0, status, "{path} {body}");
+    }
+    let (status, ..) = send(g, "POST", "/v1/models/m:predict", Body::new(Announced(MIB as u64 + 1))).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn several_outputs_are_named_in_each_row() {
+    let world = World::new();
+    let rows = |name: &str, shape: Vec<usize>, v: Vec<f32>| crate::tensor::Tensor {
+        name: name.into(),
+        shape,
+        data: crate::tensor::Data::Fp32(v),
+    };
+    let model = FakeModel::new(move |inputs| {
+        let n = inputs[0].shape[0];
+        let whole = rows("whole", vec![2], vec![0.0; 2]);
+        let own = vec![rows("a", vec![n], vec![1.5; n]), rows("b", vec![n, 1, 2], vec![2.5; 2 * n])];
+        Ok(if n == 1 { vec![whole, own[0].clone()] } else { own })
+    });
+    world.insert(manifest(), model);
+    let (_, _, body) = send(&world.gateway, "POST", "/v1/models/m:predict", r#"{"instances":[[1,2],[3,4]]}"#).await;
+    assert_eq!(body, r#"{"predictions":[{"a":1.5,"b":[[2.5,2.5]]},{"a":1.5,"b":[[2.5,2.5]]}]}"#);
+    let (status, _, body) = send(&world.gateway, "POST", "/v1/models/m:predict", r#"{"instances":[[1,2]]}"#).await;
+    assert!(status == StatusCode::BAD_REQUEST && body.contains("send inputs instead"), "{body}");
+    let (_, _, body) = send(&world.gateway, "POST", "/v1/models/m:predict", r#"{"inputs":[[1,2]]}"#).await;
+    assert_eq!(body, r#"{"outputs":{"whole":[0.0,0.0],"a":[1.5]}}"#);
+}
+
+#[tokio::test]
+async fn extensions_describe_models_and_settings() {
+    let world = world(BodyLimits::default()).await;
+    let g = &world.gateway;
+    assert_eq!(infer(g, json_row(1.0)).await.0, StatusCode::OK);
+    let get = async |path: &str| {
+        let (status, _, body) = send(g, "GET", path, "").await;
+        (status, serde_json::from_str::<Value>(&body).unwrap_or_default())
+    };
+    for path in ["/v2/models/m/config", "/v2/models/m/versions/1/config"] {
+        let (status, config) = get(path).await;
+        assert_eq!((status, &config["input"][0]["data_type"]), (StatusCode::OK, &json!("TYPE_FP32")), "{config}");
+    }
+    for path in ["/v2/models/stats", "/v2/models/m/stats", "/v2/models/m/versions/1/stats"] {
+        let (status, stats) = get(path).await;
+        let count = &stats["model_stats"][0]["inference_stats"]["success"]["count"];
+        assert_eq!((status, count), (StatusCode::OK, &json!(1)), "{path} {stats}");
+    }
+    for path in ["/v2/models", "/v1/models"] {
+        assert_eq!(get(path).await.1, json!({ "models": ["m"] }));
+    }
+    assert_eq!(get("/v2/repository/models/index").await.1[0]["name"], "m");
+    assert_eq!(get("/v2/systemsharedmemory/status").await.1, json!([]));
+    assert_eq!(get("/v2/trace/setting").await.1, json!({ "trace_level": ["OFF"] }));
+    for path in ["/", "/healthz", "/readyz", "/v2/logging"] {
+        assert_eq!(get(path).await.0, StatusCode::OK, "{path}");
+    }
+    for (path, body, status) in [
+        ("/v2/logging", "{}", StatusCode::OK),
+        ("/v2/logging", r#"{"log_info":false}"#, StatusCode::BAD_REQUEST),
+        ("/v2/models/m/trace/setting", r#"{"trace_level":["TIMESTAMPS"]}"#, StatusCode::BAD_REQUEST),
+    ] {
+        assert_eq!(send(g, "POST", path, body).await.0, status, "{path} {body}");
+    }
+    assert_eq!(get("/v2/models/other/config").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(get("/v2/models/m/versions/7/stats").await.0, StatusCode::NOT_FOUND);
+}
+
+/// A benchmark: prints the time of a request through the router, without connections, to compare two versions of the code.
+#[tokio::test]
+#[ignore = "benchmark"]
+async fn throughput() {
+    let world = World::new();
+    let path = world.file("layers.onnx", &onnx::layers(64, 1));
+    let manifest = Manifest::single("m", ModelUri::Local(path));
+    world.gateway.apply(manifest, "apply", LocalPaths::Allowed).await.unwrap();
+    let values: Vec<String> = (0..64).map(|i| format!("{}", f64::from(i) / 16.0)).collect();
+    let body =
+        format!(r#"{{"inputs":[{{"name":"x","shape":[1,64],"datatype":"FP32","data":[{}]}}]}}"#, values.join(", "));
+    let body = Bytes::from(body);
+    let app = slipway_access::Guard::in_process().protect(routes(world.gateway.clone()));
+    for _ in 0..3 {
+        let started = std::time::Instant::now();
+        const COUNT: u32 = 50_000;
+        for _ in 0..COUNT {
+            let request = HttpRequest::post("/v2/models/m/infer").body(Body::from(body.clone())).unwrap();
+            let response = app.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            drop(response.into_body().collect().await.unwrap());
+        }
+        println!("{:?} per request", started.elapsed() / COUNT);
+    }
+}

@@ -99,8 +99,19 @@ pub struct InferenceResponse {
     model_version: String,
     /// The request's id, or a generated one.
     id: String,
+    /// slipway's own parameters.
+    parameters: OwnParameters,
     /// The model's outputs.
     outputs: Vec<ResponseTensor>,
+}
+
+/// Parameters of a response.
+#[derive(JsonSchema)]
+#[schemars(rename = "InferenceResponseOwnParameters")]
+#[allow(dead_code)] // only the derive macro reads the fields
+struct OwnParameters {
+    /// Name of the model within the deployment.
+    slipway_variant: String,
 }
 
 /// An output tensor.
@@ -149,7 +160,7 @@ pub(crate) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, E
         let (shape, count) = parse_shape(&input.shape, name)?;
         let datatype = DataType::parse(&input.datatype, name)?;
         if input.parameters.shared_memory_region.is_some() {
-            return Err(Error::Invalid(format!("input '{name}': shared memory is not supported")));
+            return Err(unsupported_input(name));
         }
         let data = match (input.parameters.binary_data_size, input.data) {
             (Some(_), Some(_)) => {
@@ -178,14 +189,21 @@ pub(crate) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, E
     let mut named = Vec::with_capacity(request.outputs.len());
     for output in request.outputs {
         if output.parameters.classification.is_some_and(|n| n > 0) || output.parameters.shared_memory_region.is_some() {
-            return Err(Error::Invalid(format!(
-                "output '{}': the classification and shared memory extensions are not supported",
-                output.name
-            )));
+            return Err(unsupported_output(&output.name));
         }
         named.push((output.name.into_owned(), output.parameters.binary_data.unwrap_or(binary)));
     }
     Ok(Parsed { id: request.id.map(Cow::into_owned), inputs, outputs: RequestedOutputs { named, binary } })
+}
+
+/// The error for an input in shared memory.
+pub(crate) fn unsupported_input(name: &str) -> Error {
+    Error::Invalid(format!("input '{name}': shared memory is not supported"))
+}
+
+/// The error for an output with parameters of extensions that are not supported.
+pub(crate) fn unsupported_output(name: &str) -> Error {
+    Error::Invalid(format!("output '{name}': the classification and shared memory extensions are not supported"))
 }
 
 /// Serializes a response. Also returns the length of the JSON part if binary data follows it.
@@ -209,7 +227,9 @@ pub(super) fn write(
     write_string(&mut json, &output.model.resolved.version);
     json.extend_from_slice(b",\"id\":");
     write_string(&mut json, &output.id);
-    json.extend_from_slice(b",\"outputs\":[");
+    json.extend_from_slice(b",\"parameters\":{\"slipway_variant\":");
+    write_string(&mut json, &output.variant);
+    json.extend_from_slice(b"},\"outputs\":[");
     for (i, (tensor, binary)) in tensors.iter().enumerate() {
         json.extend_from_slice(if i == 0 { b"{\"name\":" } else { b",{\"name\":" });
         write_string(&mut json, &tensor.name);
@@ -225,7 +245,7 @@ pub(super) fn write(
             json.extend_from_slice(b"}}");
         } else {
             json.extend_from_slice(b",\"data\":");
-            tensor.data.write_json(&mut json);
+            tensor.data.write_json(&tensor.name, &mut json)?;
             json.push(b'}');
         }
     }
@@ -238,7 +258,7 @@ pub(super) fn write(
     Ok((json, None))
 }
 
-fn write_string(out: &mut Vec<u8>, value: &str) {
+pub(super) fn write_string(out: &mut Vec<u8>, value: &str) {
     let _ = serde_json::to_writer(out, value); // writing a string into memory cannot fail
 }
 

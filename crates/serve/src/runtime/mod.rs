@@ -127,8 +127,9 @@ impl Runtime {
         let model = external_data::read_checked(path)?;
         let opened: Result<Arc<dyn Model>, Error> = match &self.ort {
             Some(ort) => {
+                let without_shape = model.graph.iter().flat_map(onnx::Graph::without_shape).collect::<Vec<_>>();
                 drop(model); // it may be large, and ONNX Runtime reads the file itself
-                ort.open(path).map(|model| Arc::new(model) as _)
+                ort.open(path, &without_shape).map(|model| Arc::new(model) as _)
             }
             None => catch_panics(|| builtin::open(path, model).map(Arc::from)),
         };
@@ -191,16 +192,10 @@ pub fn check_inputs(specs: &[TensorSpec], mut inputs: Vec<Tensor>) -> Result<Vec
                 spec.datatype.name()
             )));
         }
-        let shape_matches = tensor.shape.len() == spec.shape.len()
-            && tensor
-                .shape
-                .iter()
-                .zip(&spec.shape)
-                .all(|(actual, expected)| *expected < 0 || i64::try_from(*actual) == Ok(*expected));
-        if !shape_matches {
+        if let Some(shape) = spec.shape.as_ref().filter(|shape| !shape_matches(&tensor.shape, shape)) {
             return Err(Error::Invalid(format!(
-                "input '{}': shape {:?}, expected {:?} (-1 is any size)",
-                spec.name, tensor.shape, spec.shape
+                "input '{}': shape {:?}, expected {shape:?} (-1 is any size)",
+                spec.name, tensor.shape
             )));
         }
         ordered.push(tensor);
@@ -211,16 +206,22 @@ pub fn check_inputs(specs: &[TensorSpec], mut inputs: Vec<Tensor>) -> Result<Vec
     Ok(ordered)
 }
 
+fn shape_matches(actual: &[usize], expected: &[i64]) -> bool {
+    let size_matches = |(actual, expected): (&usize, &i64)| *expected < 0 || i64::try_from(*actual) == Ok(*expected);
+    actual.len() == expected.len() && actual.iter().zip(expected).all(size_matches)
+}
+
 /// Maximum number of elements of the inputs that warm up a model.
 const MAX_WARM_UP_ELEMENTS: usize = 1 << 26;
 
-/// Inputs of zeros with size 1 in every dynamic dimension, to warm up a model. `None` if the model declares inputs of more than
+/// Inputs of zeros with size 1 in every dynamic dimension, and with one dimension if none are declared, to warm up a model. `None` if the model declares inputs of more than
 /// [`MAX_WARM_UP_ELEMENTS`], so that a model cannot exhaust the memory by its declarations.
 pub fn zero_inputs(specs: &[TensorSpec]) -> Option<Vec<Tensor>> {
     let mut total = 0_usize;
     let mut inputs = Vec::with_capacity(specs.len());
     for spec in specs {
-        let shape: Vec<usize> = spec.shape.iter().map(|d| usize::try_from(*d).unwrap_or(1)).collect();
+        let declared = spec.shape.as_deref().unwrap_or(&[1]);
+        let shape: Vec<usize> = declared.iter().map(|d| usize::try_from(*d).unwrap_or(1)).collect();
         let count = shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size))?;
         total = total.checked_add(count).filter(|total| *total <= MAX_WARM_UP_ELEMENTS)?;
         inputs.push(Tensor { name: spec.name.clone(), shape, data: Data::zeros(spec.datatype, count) });
@@ -234,8 +235,24 @@ mod tests {
     use crate::tensor::DataType;
 
     #[test]
+    fn inputs_without_declared_shape_take_any_shape() {
+        let folder = crate::testing::folder();
+        let path = folder.path().join("any.onnx");
+        std::fs::write(&path, crate::testing::onnx::relu_of_any_shape()).unwrap();
+        let model = crate::testing::builtin().load(&path).unwrap();
+        assert_eq!((&model.inputs()[0].shape, &model.outputs()[0].shape), (&None, &None));
+        for shape in [vec![], vec![3], vec![2, 3]] {
+            let count = shape.iter().product();
+            let x = Tensor { name: "x".into(), shape, data: Data::Fp32(vec![-1.0; count]) };
+            let y = model.run(&check_inputs(model.inputs(), vec![x.clone()]).unwrap()).unwrap();
+            assert_eq!((&y[0].shape, &y[0].data), (&x.shape, &Data::Fp32(vec![0.0; count])));
+        }
+    }
+
+    #[test]
     fn warm_up_inputs_are_limited() {
-        let spec = |shape: &[i64]| TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: shape.to_vec() };
+        let spec =
+            |shape: &[i64]| TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: Some(shape.to_vec()) };
         let inputs = zero_inputs(&[spec(&[-1, 3]), spec(&[])]).unwrap();
         assert_eq!(inputs.iter().map(|t| t.data.len()).collect::<Vec<_>>(), [3, 1]);
         for shape in [&[1 << 40][..], &[i64::MAX, i64::MAX], &[1 << 26, 2]] {

@@ -57,6 +57,14 @@ pub(super) struct Graph {
     pub(super) sparse_initializer: Vec<SparseTensor>,
 }
 
+impl Graph {
+    /// Names of the inputs and outputs whose number of dimensions is not declared.
+    pub(super) fn without_shape(&self) -> impl Iterator<Item = Bytes> + '_ {
+        let declared = |info: &ValueInfo| info.kind.as_ref()?.tensor.as_ref()?.shape.as_ref().map(drop);
+        self.input.iter().chain(&self.output).filter(move |info| declared(info).is_none()).map(|info| info.name.clone())
+    }
+}
+
 /// `ValueInfoProto`: name and type of an input or output.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ValueInfo {

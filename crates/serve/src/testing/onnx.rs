@@ -52,6 +52,21 @@ pub(crate) fn relu() -> Vec<u8> {
     model(&[node("Relu", &["x"], "y", &[])], &[], &[value("x", &rows)], &[value("y", &rows)])
 }
 
+/// `ValueInfoProto` of a tensor of this element type without a declared shape.
+fn value_of_any_shape(name: &str, element: u64) -> Vec<u8> {
+    [bytes(1, name), bytes(2, bytes(1, number(1, element)))].concat()
+}
+
+/// y = max(x, 0); the file does not declare the shapes.
+pub(crate) fn relu_of_any_shape() -> Vec<u8> {
+    model(&[node("Relu", &["x"], "y", &[])], &[], &[value_of_any_shape("x", 1)], &[value_of_any_shape("y", 1)])
+}
+
+/// y = x for strings of any shape.
+pub(crate) fn identity_of_strings() -> Vec<u8> {
+    model(&[node("Identity", &["x"], "y", &[])], &[], &[value_of_any_shape("x", 8)], &[value_of_any_shape("y", 8)])
+}
+
 /// y = x · factor for rows of two numbers.
 pub(crate) fn scale(factor: f32) -> Vec<u8> {
     let rows = [Err("n"), Ok(2)];

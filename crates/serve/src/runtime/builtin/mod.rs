@@ -46,12 +46,19 @@ pub(super) fn open(path: &Path, mut model: onnx::Model) -> Result<Box<dyn Model>
     let needs_classical = graph.node.iter().any(|node| node.domain == ML_DOMAIN)
         || !interface.inputs.iter().chain(&interface.outputs).all(|spec| network::represents(spec.datatype));
     let is_expensive = graph.node.iter().any(|node| EXPENSIVE.contains(&&node.operator[..]));
+    // rten loads such a node, and then every request fails. Exporters write the attribute although it has a default.
+    let has_strides = |node: &onnx::Node| node.operator != "Conv" || node.attribute.iter().any(|a| a.name == "strides");
+    let without_strides = !graph.node.iter().all(has_strides);
     let mut classical = |interface| -> Result<Box<dyn Model>, String> {
         external_data::read_constants(&mut graph, path.parent().unwrap_or(Path::new(".")))?;
         Ok(Box::new(classical::ClassicalModel::new(&model, &graph, interface)?))
     };
-    let network =
-        |interface| -> Result<Box<dyn Model>, String> { Ok(Box::new(network::NetworkModel::open(path, interface)?)) };
+    let network = |interface| -> Result<Box<dyn Model>, String> {
+        if without_strides {
+            return Err("a Conv without the attribute 'strides' is not supported".into());
+        }
+        Ok(Box::new(network::NetworkModel::open(path, interface)?))
+    };
     let result = if needs_classical {
         classical(interface)
     } else if is_expensive {
@@ -98,9 +105,9 @@ fn spec(info: &onnx::ValueInfo) -> Result<TensorSpec, Error> {
     let datatype = datatype(tensor.element).ok_or_else(|| {
         Error::Model(format!("'{name}' has element type {}, which the V2 protocol does not have", tensor.element))
     })?;
-    let dimensions = tensor.shape.iter().flat_map(|shape| &shape.dimension);
     // Exporters write 0 and negative sizes for dynamic dimensions, too.
-    let shape = dimensions.map(|dimension| dimension.value.filter(|size| *size > 0).unwrap_or(-1)).collect();
+    let size = |dimension: &onnx::Dimension| dimension.value.filter(|size| *size > 0).unwrap_or(-1);
+    let shape = tensor.shape.as_ref().map(|shape| shape.dimension.iter().map(size).collect());
     Ok(TensorSpec { name, datatype, shape })
 }
 

@@ -1,17 +1,21 @@
 //! ONNX Runtime, loaded as a shared library at run time, so that the binary also works without it.
 
 mod shared;
+mod strings;
+mod value;
 
 use std::path::Path;
 
+use bytes::Bytes;
 use ort::environment::Environment;
-use ort::session::{Session, SessionInputValue};
-use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
+use ort::session::Session;
+use ort::value::{Outlet, TensorElementType, ValueType};
 
 use self::shared::SharedSession;
+use self::value::Value;
 use super::Model;
 use crate::Error;
-use crate::tensor::{Data, DataType, Tensor, TensorSpec};
+use crate::tensor::{DataType, Tensor, TensorSpec};
 
 /// The loaded library; a process loads at most one.
 #[derive(Clone)]
@@ -23,6 +27,13 @@ fn failed(error: impl std::fmt::Display) -> Error {
     Error::Model(format!("ONNX Runtime: {error}"))
 }
 
+/// The error of a call of the C API, if it failed.
+#[allow(unsafe_code)] // FFI
+fn check(status: ort::sys::OrtStatusPtr) -> Result<(), Error> {
+    // SAFETY: the status is what a function of the C API returned, and it is read once.
+    unsafe { ort::Error::result_from_status(status) }.map_err(failed)
+}
+
 impl OnnxRuntime {
     pub(super) fn load(path: &Path) -> Result<Self, Error> {
         let environment =
@@ -30,8 +41,9 @@ impl OnnxRuntime {
         Ok(Self { environment })
     }
 
-    /// Opens a model in one session that all calls share.
-    pub(super) fn open(&self, path: &Path) -> Result<OrtModel, Error> {
+    /// Opens a model in one session that all calls share. `without_shape` names the inputs and outputs for which the file declares no shape;
+    /// the C API describes them like scalars.
+    pub(super) fn open(&self, path: &Path, without_shape: &[Bytes]) -> Result<OrtModel, Error> {
         // Requests run in parallel, one per core, so each call uses a single thread.
         let mut builder = Session::builder(&self.environment)
             .map_err(failed)?
@@ -40,6 +52,11 @@ impl OnnxRuntime {
             .with_inter_threads(1)
             .map_err(failed)?;
         let session = builder.commit_from_file(path).map_err(failed)?;
+        let spec = |outlet: &Outlet| {
+            let spec = spec(outlet)?;
+            let is_declared = |shape: &Vec<i64>| !shape.is_empty() || !without_shape.iter().any(|n| *n == spec.name);
+            Ok::<_, Error>(TensorSpec { shape: spec.shape.filter(is_declared), ..spec })
+        };
         let inputs = session.inputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
         let outputs = session.outputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
         Ok(OrtModel { inputs, outputs, session: SharedSession::new(session)? })
@@ -82,7 +99,7 @@ fn spec(outlet: &Outlet) -> Result<TensorSpec, Error> {
             )));
         }
     };
-    Ok(TensorSpec { name: outlet.name().to_owned(), datatype, shape: shape.iter().copied().collect() })
+    Ok(TensorSpec { name: outlet.name().to_owned(), datatype, shape: Some(shape.iter().copied().collect()) })
 }
 
 impl Model for OrtModel {
@@ -94,72 +111,12 @@ impl Model for OrtModel {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-        let values = inputs.iter().map(session_input).collect::<Result<Vec<_>, _>>()?;
-        let outputs = self.session.run(&values)?;
-        let convert = |(spec, value): (&TensorSpec, &DynValue)| {
-            let (shape, data) = extract(value, spec.datatype)?;
+        let outputs = self.session.run(inputs)?;
+        let convert = |(spec, value): (&TensorSpec, &Value<'_>)| {
+            let (shape, data) = value.extract(spec.datatype)?;
             Ok(Tensor { name: spec.name.clone(), shape, data })
         };
         self.outputs.iter().zip(&outputs).map(convert).collect()
-    }
-}
-
-/// A view of the tensor's memory as a session input. Strings are copied.
-fn session_input(tensor: &Tensor) -> Result<SessionInputValue<'_>, Error> {
-    macro_rules! view {
-        ($v:expr) => {
-            TensorRef::from_array_view((tensor.shape.as_slice(), $v.as_slice())).map(Into::into).map_err(failed)
-        };
-    }
-    match &tensor.data {
-        Data::Bool(v) => view!(v),
-        Data::Uint8(v) => view!(v),
-        Data::Uint16(v) => view!(v),
-        Data::Uint32(v) => view!(v),
-        Data::Uint64(v) => view!(v),
-        Data::Int8(v) => view!(v),
-        Data::Int16(v) => view!(v),
-        Data::Int32(v) => view!(v),
-        Data::Int64(v) => view!(v),
-        Data::Fp16(v) => view!(v),
-        Data::Bf16(v) => view!(v),
-        Data::Fp32(v) => view!(v),
-        Data::Fp64(v) => view!(v),
-        Data::Bytes(v) => {
-            let strings = v.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect::<Vec<_>>();
-            let tensor = ort::value::Tensor::from_string_array((tensor.shape.as_slice(), strings.as_slice()));
-            tensor.map(Into::into).map_err(failed)
-        }
-    }
-}
-
-/// Copies shape and elements out of an output value.
-fn extract(value: &DynValue, datatype: DataType) -> Result<(Vec<usize>, Data), Error> {
-    let sizes = |shape: &[i64]| shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect::<Vec<_>>();
-    macro_rules! copy {
-        ($variant:ident, $t:ty) => {{
-            let (shape, data) = value.try_extract_tensor::<$t>().map_err(failed)?;
-            Ok((sizes(shape), Data::$variant(data.to_vec())))
-        }};
-    }
-    match datatype {
-        DataType::Bool => copy!(Bool, bool),
-        DataType::Uint8 => copy!(Uint8, u8),
-        DataType::Uint16 => copy!(Uint16, u16),
-        DataType::Uint32 => copy!(Uint32, u32),
-        DataType::Uint64 => copy!(Uint64, u64),
-        DataType::Int8 => copy!(Int8, i8),
-        DataType::Int16 => copy!(Int16, i16),
-        DataType::Int32 => copy!(Int32, i32),
-        DataType::Int64 => copy!(Int64, i64),
-        DataType::Fp16 => copy!(Fp16, half::f16),
-        DataType::Bf16 => copy!(Bf16, half::bf16),
-        DataType::Fp32 => copy!(Fp32, f32),
-        DataType::Fp64 => copy!(Fp64, f64),
-        DataType::Bytes => {
-            let (shape, strings) = value.try_extract_strings().map_err(failed)?;
-            Ok((sizes(shape), Data::Bytes(strings.into_iter().map(String::into_bytes).collect())))
-        }
     }
 }
 

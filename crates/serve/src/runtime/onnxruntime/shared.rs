@@ -8,19 +8,22 @@
 #![allow(unsafe_code)] // FFI: every pointer passed to `Run` points into a value that outlives the call
 
 use std::ffi::{CString, c_char};
-use std::ptr::{NonNull, null, null_mut};
+use std::ptr::{null, null_mut};
 
 use ort::AsPointer;
-use ort::session::{Session, SessionInputValue};
-use ort::value::DynValue;
+use ort::session::Session;
+use ort::sys::OrtValue;
 
-use super::failed;
+use super::value::{CpuMemory, Value};
+use super::{check, failed};
 use crate::Error;
+use crate::tensor::Tensor;
 
 pub(super) struct SharedSession {
     session: Session,
     inputs: Names,
     outputs: Names,
+    memory: CpuMemory,
 }
 
 /// Input or output names in the form of the C API.
@@ -50,20 +53,21 @@ impl SharedSession {
     pub(super) fn new(session: Session) -> Result<Self, Error> {
         let inputs = Names::new(session.inputs().iter().map(|i| i.name()))?;
         let outputs = Names::new(session.outputs().iter().map(|o| o.name()))?;
-        Ok(Self { session, inputs, outputs })
+        Ok(Self { session, inputs, outputs, memory: CpuMemory::new()? })
     }
 
     /// Runs the model. Inputs and outputs are in the session's order.
     ///
     /// # Errors
     /// ONNX Runtime's, and a wrong number of inputs.
-    pub(super) fn run(&self, inputs: &[SessionInputValue<'_>]) -> Result<Vec<DynValue>, Error> {
+    pub(super) fn run(&self, inputs: &[Tensor]) -> Result<Vec<Value<'static>>, Error> {
         let names = &self.inputs.pointers;
         if inputs.len() != names.len() {
             return Err(failed(format!("{} inputs for a model of {}", inputs.len(), names.len())));
         }
-        let values: Vec<*const ort::sys::OrtValue> = inputs.iter().map(|value| value.ptr()).collect();
-        let mut results: Vec<*mut ort::sys::OrtValue> = vec![null_mut(); self.outputs.pointers.len()];
+        let inputs = inputs.iter().map(|tensor| Value::of(&self.memory, tensor)).collect::<Result<Vec<_>, _>>()?;
+        let values: Vec<*const OrtValue> = inputs.iter().map(|value| value.as_ptr().cast_const()).collect();
+        let mut results: Vec<*mut OrtValue> = vec![null_mut(); self.outputs.pointers.len()];
         // SAFETY: `names` and `values` hold one valid pointer per input, `outputs` and `results` one per output. All outlive the call,
         // which keeps none of them. The session may be run from several threads at once (see the module).
         let status = unsafe {
@@ -79,14 +83,9 @@ impl SharedSession {
             )
         };
         // Take ownership of all created values before checking the status, so that they are released in case of an error too.
-        let allocator = self.session.allocator();
-        let outputs: Vec<Option<DynValue>> = results
-            .into_iter()
-            // SAFETY: `Run` created the value, nothing else owns it, and the session's allocator is the one for CPU tensors.
-            .map(|value| NonNull::new(value).map(|value| unsafe { DynValue::from_ptr(value, Some(allocator)) }))
-            .collect();
-        // SAFETY: the status is what `Run` returned, and it is read once.
-        unsafe { ort::Error::result_from_status(status) }.map_err(failed)?;
+        // SAFETY: `Run` created the values, and nothing else owns them.
+        let outputs: Vec<Option<Value<'_>>> = results.into_iter().map(|v| unsafe { Value::from_raw(v) }).collect();
+        check(status)?;
         outputs.into_iter().map(|value| value.ok_or_else(|| failed("an output is missing"))).collect()
     }
 }

@@ -72,6 +72,21 @@ fn invalid_inputs_are_errors() {
     assert!(model.run(&row(1.0)).is_ok());
 }
 
+#[test]
+#[ignore = "needs libonnxruntime"]
+fn strings_are_bytes_of_any_shape() {
+    let model = load(onnx::identity_of_strings());
+    assert_eq!((&model.inputs()[0].shape, &model.outputs()[0].shape), (&None, &None));
+    let items: Vec<Vec<u8>> =
+        vec![vec![0xff, 0xfe], b"a".to_vec(), vec![], b"\0x".to_vec(), "kö".into(), vec![7; 3000]];
+    for (shape, items) in [(vec![2, 3], items.clone()), (vec![6], items), (vec![0, 3], vec![]), (vec![], vec![vec![0]])]
+    {
+        let x = [Tensor { name: "x".into(), shape: shape.clone(), data: Data::Bytes(items.clone()) }];
+        let y = model.run(&x).unwrap();
+        assert_eq!((&y[0].shape, &y[0].data), (&shape, &Data::Bytes(items)));
+    }
+}
+
 /// A benchmark: prints calls per second, to compare two versions of the code.
 #[test]
 #[ignore = "benchmark"]

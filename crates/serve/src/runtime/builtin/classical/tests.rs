@@ -68,7 +68,7 @@ fn model(
     let spec = |name: &Bytes, datatype: &DataType| TensorSpec {
         name: String::from_utf8(name.to_vec()).unwrap(),
         datatype: *datatype,
-        shape: vec![],
+        shape: Some(vec![]),
     };
     let interface = Interface {
         inputs: node.input.iter().zip(inputs).map(|(n, d)| spec(n, d)).collect(),
