@@ -12,6 +12,7 @@
 //! | [`deployment`] | one deployment: its model versions, traffic weights, queue, timeout and batching |
 //! | [`service`] | all deployments: apply, split, rollback, reload of moved aliases |
 //! | [`http`], [`grpc`] | the protocol over REST and over gRPC, with Triton's extensions and KServe's version 1 |
+//! | [`generated`] | the messages and services of the gRPC protocols |
 //! | [`body`] | size, time and memory limits for request bodies |
 //! | [`stats`] | request counters and latencies per model version |
 //!
@@ -22,6 +23,9 @@ mod batch;
 pub mod body;
 pub mod deployment;
 pub mod error;
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[rustfmt::skip]
+pub mod generated;
 pub mod grpc;
 pub mod http;
 mod joinable;

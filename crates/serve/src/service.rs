@@ -17,7 +17,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::body::{Bodies, BodyLimits};
 use crate::deployment::{Deployment, InferOutput, Loaded, Request, State, Variant};
-use crate::grpc::inference::ModelStatistics;
+use crate::generated::inference::ModelStatistics;
 use crate::manifest::Manifest;
 use crate::model::{LocalPaths, ModelSource, ModelUri, ResolvedModel};
 pub use crate::repo::Revision;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::Error;
 use crate::deployment::{Deployment, Loaded};
-use crate::grpc::inference::{
+use crate::generated::inference::{
     DataType as TritonType, InferStatistics, ModelConfig, ModelDynamicBatching, ModelInput, ModelOutput,
     ModelStatistics, StatisticDuration,
 };

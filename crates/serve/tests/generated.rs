@@ -1,4 +1,4 @@
-//! The files in `src/grpc/generated` are generated from `proto`. If they differ, this test regenerates them and fails, so that they cannot
+//! The files in `src/generated` are generated from `proto`. If they differ, this test regenerates them and fails, so that they cannot
 //! drift apart. protoc is not needed.
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ const FILES: [(&str, &str, &str); 3] = [
 #[test]
 fn committed_code_matches_the_proto() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let committed = root.join("src/grpc/generated");
+    let committed = root.join("src/generated");
     let sources = FILES.iter().map(|(source, ..)| root.join("proto").join(source));
     let mut compiler = protox::Compiler::new([root.join("proto")]).unwrap();
     compiler.open_files(sources).unwrap();

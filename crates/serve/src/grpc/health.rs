@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
-use super::generated::health::health_check_response::ServingStatus;
-use super::generated::health::health_server::Health;
-use super::generated::health::{HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse};
-use super::inference::grpc_inference_service_server::SERVICE_NAME as INFERENCE;
-use super::inference::model_repository_service_server::SERVICE_NAME as REPOSITORY;
 use crate::Gateway;
+use crate::generated::health::health_check_response::ServingStatus;
+use crate::generated::health::health_server::Health;
+use crate::generated::health::{HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse};
+use crate::generated::inference::grpc_inference_service_server::SERVICE_NAME as INFERENCE;
+use crate::generated::inference::model_repository_service_server::SERVICE_NAME as REPOSITORY;
 
 /// Interval at which the status is polled for `Watch`.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);

@@ -2,16 +2,10 @@
 //!
 //! Invariant: every method of the service is a route with its own access rule.
 
-#[allow(missing_docs, unreachable_pub, clippy::all)]
-#[rustfmt::skip]
-pub mod generated;
-
 mod health;
 mod messages;
 mod receive;
 mod reflection;
-
-pub use generated::inference;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -19,19 +13,26 @@ use std::sync::Arc;
 
 use axum::extract::Request as HttpRequest;
 use futures_util::{Stream, StreamExt};
-use generated::health::health_server::{HealthServer, SERVICE_NAME as HEALTH};
-use generated::reflection::server_reflection_server::{SERVICE_NAME as REFLECTION, ServerReflectionServer};
-use inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer, SERVICE_NAME};
-use inference::log_settings_response::SettingValue as LogSetting;
-use inference::log_settings_response::setting_value::ParameterChoice as LogChoice;
-use inference::model_infer_response::InferOutputTensor;
-use inference::model_metadata_response::TensorMetadata;
-use inference::model_repository_service_server::{
+use slipway_access::{Access, Resource, Routes, RunTokenUse};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::deployment::Request as InferRequest;
+use crate::generated::health::health_server::{HealthServer, SERVICE_NAME as HEALTH};
+use crate::generated::inference;
+use crate::generated::inference::grpc_inference_service_server::{
+    GrpcInferenceService, GrpcInferenceServiceServer, SERVICE_NAME,
+};
+use crate::generated::inference::log_settings_response::SettingValue as LogSetting;
+use crate::generated::inference::log_settings_response::setting_value::ParameterChoice as LogChoice;
+use crate::generated::inference::model_infer_response::InferOutputTensor;
+use crate::generated::inference::model_metadata_response::TensorMetadata;
+use crate::generated::inference::model_repository_service_server::{
     ModelRepositoryService, ModelRepositoryServiceServer, SERVICE_NAME as REPOSITORY,
 };
-use inference::repository_index_response::ModelIndex;
-use inference::trace_setting_response::SettingValue as TraceSettingValue;
-use inference::{
+use crate::generated::inference::repository_index_response::ModelIndex;
+use crate::generated::inference::trace_setting_response::SettingValue as TraceSettingValue;
+use crate::generated::inference::{
     InferParameter, InferTensorContents, LogSettingsRequest, LogSettingsResponse, ModelConfigRequest,
     ModelConfigResponse, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
     ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse,
@@ -40,11 +41,7 @@ use inference::{
     ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse, SharedMemoryStatusRequest,
     SharedMemoryStatusResponse, TraceSettingRequest, TraceSettingResponse, infer_parameter::ParameterChoice,
 };
-use slipway_access::{Access, Resource, Routes, RunTokenUse};
-use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
-
-use crate::deployment::Request as InferRequest;
+use crate::generated::reflection::server_reflection_server::{SERVICE_NAME as REFLECTION, ServerReflectionServer};
 use crate::http::wire::{unsupported_input, unsupported_output};
 use crate::http::{EXTENSIONS, index_entries, load_model, versions};
 use crate::tensor::{Data, DataType, Tensor, TensorSpec, parse_shape};

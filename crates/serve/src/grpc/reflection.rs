@@ -7,11 +7,11 @@ use prost::Message;
 use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::generated::DESCRIPTORS;
-use super::generated::reflection::server_reflection_request::MessageRequest;
-use super::generated::reflection::server_reflection_response::MessageResponse;
-use super::generated::reflection::server_reflection_server::ServerReflection;
-use super::generated::reflection::{
+use crate::generated::DESCRIPTORS;
+use crate::generated::reflection::server_reflection_request::MessageRequest;
+use crate::generated::reflection::server_reflection_response::MessageResponse;
+use crate::generated::reflection::server_reflection_server::ServerReflection;
+use crate::generated::reflection::{
     ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse, ListServiceResponse, ServerReflectionRequest,
     ServerReflectionResponse, ServiceResponse,
 };

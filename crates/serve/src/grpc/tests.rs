@@ -325,8 +325,8 @@ async fn stream_answers_each_request_in_order_within_its_limits() {
 
 #[tokio::test]
 async fn health_follows_the_deployments() {
-    use generated::health::health_check_response::ServingStatus;
-    use generated::health::{HealthCheckRequest, HealthCheckResponse};
+    use crate::generated::health::health_check_response::ServingStatus;
+    use crate::generated::health::{HealthCheckRequest, HealthCheckResponse};
     let world = world(BodyLimits::default()).await;
     let check = async |service: &str| {
         let request = HttpRequest::post("/grpc.health.v1.Health/Check").header("content-type", "application/grpc");
