@@ -65,7 +65,7 @@ def version_1(w):
     url, headers = w.server.inference, w.server.authorization
     assert w.rest("v1", lambda c: c.is_server_live(url)) is True
     assert w.rest("v1", lambda c: c.is_model_ready(url, w.name, headers=headers)) is True
-    found = w.rest("v1", lambda c: c.infer(url, {"instances": [[1.5, 2], [3, 4]]}, model_name=w.name, headers=headers))
+    found = w.rest("v1", lambda c: c.infer(url, {"instances": [[1.5, 2], [3, 4]]}, model_name=w.name, headers=dict(headers)))
     assert found == {"predictions": [[3.0, 4.0], [6.0, 8.0]]}, found
 
 
@@ -78,7 +78,7 @@ def version_2(w):
         x = InferInput("x", [2, 2], "FP32")
         x.set_data_from_numpy(np.array([[1.5, 2], [3, 4]], np.float32), binary_data=binary)
         request = InferRequest(w.name, [x])
-        found = w.rest("v2", lambda c: c.infer(url, request, model_name=w.name, headers=headers))
+        found = w.rest("v2", lambda c: c.infer(url, request, model_name=w.name, headers=dict(headers)))
         assert found.model_name == w.name and found.outputs[0].as_numpy().tolist() == [[3.0, 4.0], [6.0, 8.0]], found
 
 

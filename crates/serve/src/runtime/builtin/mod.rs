@@ -46,16 +46,19 @@ pub(super) fn open(path: &Path, mut model: onnx::Model) -> Result<Box<dyn Model>
     let needs_classical = graph.node.iter().any(|node| node.domain == ML_DOMAIN)
         || !interface.inputs.iter().chain(&interface.outputs).all(|spec| network::represents(spec.datatype));
     let is_expensive = graph.node.iter().any(|node| EXPENSIVE.contains(&&node.operator[..]));
-    // rten loads such a node, and then every request fails. Exporters write the attribute although it has a default.
-    let has_strides = |node: &onnx::Node| node.operator != "Conv" || node.attribute.iter().any(|a| a.name == "strides");
-    let without_strides = !graph.node.iter().all(has_strides);
+    // rten loads a Conv without these attributes, and then every request fails. Exporters write them although they have defaults.
+    let lacks = |name: &&str| {
+        let has = |node: &onnx::Node| node.attribute.iter().any(|a| a.name == *name);
+        graph.node.iter().any(|node| node.operator == "Conv" && !has(node))
+    };
+    let missing = ["strides", "dilations"].into_iter().find(lacks);
     let mut classical = |interface| -> Result<Box<dyn Model>, String> {
         external_data::read_constants(&mut graph, path.parent().unwrap_or(Path::new(".")))?;
         Ok(Box::new(classical::ClassicalModel::new(&model, &graph, interface)?))
     };
     let network = |interface| -> Result<Box<dyn Model>, String> {
-        if without_strides {
-            return Err("a Conv without the attribute 'strides' is not supported".into());
+        if let Some(name) = missing {
+            return Err(format!("a Conv without the attribute '{name}' is not supported"));
         }
         Ok(Box::new(network::NetworkModel::open(path, interface)?))
     };
