@@ -63,7 +63,7 @@ def models():
     yield "layer", graph(
         [("Gemm", ["x", "w", "b"], ["h"], {}), ("Tanh", ["h"], ["y"], {})], {"x": (FLOAT, ["N", 3])}, {"y": (FLOAT, ["N", 4])},
         [("w", real(3, 4)), ("b", real(4))]), rows
-    for name, attributes in (("image", {"strides": [1, 1], "dilations": [1, 1]}), ("image-without-strides", {})):
+    for name, attributes in (("image", {"kernel_shape": [3, 3]}), ("image-without-kernel-shape", {})):
         yield name, graph(
             [("Conv", ["x", "w"], ["h"], attributes), ("Relu", ["h"], ["r"], {}), ("GlobalAveragePool", ["r"], ["y"], {})],
             {"x": (FLOAT, ["N", 3, "H", "W"])}, {"y": (FLOAT, ["N", 8, 1, 1])}, [("w", real(8, 3, 3, 3))]), {"x": real(2, 3, 16, 20)}

@@ -210,7 +210,7 @@ def assert_same_as_onnxruntime(w, name, path, inputs, rtol=1e-3, atol=1e-4):
 REFUSED = {
     "builtin": {
         "light-bvlc-alexnet": "LRN operator not supported", "light-inception-v1": "LRN operator not supported",
-        "light-zfnet512": "LRN operator not supported", "image-without-strides": "Conv without the attribute 'strides'",
+        "light-zfnet512": "LRN operator not supported", "image-without-kernel-shape": "without the attribute 'kernel_shape'",
     },
 }
 

@@ -46,19 +46,14 @@ pub(super) fn open(path: &Path, mut model: onnx::Model) -> Result<Box<dyn Model>
     let needs_classical = graph.node.iter().any(|node| node.domain == ML_DOMAIN)
         || !interface.inputs.iter().chain(&interface.outputs).all(|spec| network::represents(spec.datatype));
     let is_expensive = graph.node.iter().any(|node| EXPENSIVE.contains(&&node.operator[..]));
-    // rten loads a Conv without these attributes, and then every request fails. Exporters write them although they have defaults.
-    let lacks = |name: &&str| {
-        let has = |node: &onnx::Node| node.attribute.iter().any(|a| a.name == *name);
-        graph.node.iter().any(|node| node.operator == "Conv" && !has(node))
-    };
-    let missing = ["strides", "dilations"].into_iter().find(lacks);
+    let has_unknown_rank = graph.node.iter().any(convolves_unknown_rank);
     let mut classical = |interface| -> Result<Box<dyn Model>, String> {
         external_data::read_constants(&mut graph, path.parent().unwrap_or(Path::new(".")))?;
         Ok(Box::new(classical::ClassicalModel::new(&model, &graph, interface)?))
     };
     let network = |interface| -> Result<Box<dyn Model>, String> {
-        if let Some(name) = missing {
-            return Err(format!("a Conv without the attribute '{name}' is not supported"));
+        if has_unknown_rank {
+            return Err("a convolution without the attribute 'kernel_shape' is not supported".into());
         }
         Ok(Box::new(network::NetworkModel::open(path, interface)?))
     };
@@ -75,6 +70,14 @@ pub(super) fn open(path: &Path, mut model: onnx::Model) -> Result<Box<dyn Model>
              SLIPWAY_ONNXRUNTIME to its libonnxruntime.so"
         ))
     })
+}
+
+/// Whether rten could not run a convolution that it loads: it derives the number of dimensions from `kernel_shape`, and with it the defaults
+/// of the other attributes. Exporters write `kernel_shape` although it has a default.
+fn convolves_unknown_rank(node: &onnx::Node) -> bool {
+    let has = |name: &str| node.attribute.iter().any(|attribute| attribute.name == name);
+    let is_complete = has("strides") && has("dilations") && (has("pads") || has("auto_pad"));
+    matches!(&node.operator[..], b"Conv" | b"ConvInteger") && !has("kernel_shape") && !is_complete
 }
 
 fn both(first: &str, second: &str) -> String {
