@@ -178,7 +178,8 @@ async fn carry_out(
     };
     // It ends with the server.
     let Some(begun) = blocking(begin).await else { return Ok(()) };
-    let (machine, effects) = begun?;
+    // Tracking has begun, so it is told that the run cannot be carried out.
+    let (machine, effects) = begun.inspect_err(|_| tracked.run_ended(RunState::Failed))?;
     Drive::new(Arc::clone(inner), info, machine, tracked).carry_out(effects, commands).await;
     Ok(())
 }
