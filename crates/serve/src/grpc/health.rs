@@ -25,10 +25,12 @@ pub(super) struct HealthService {
 }
 
 fn status(gateway: &Gateway, service: &str) -> ServingStatus {
-    match () {
-        () if !SERVICES.contains(&service) => ServingStatus::ServiceUnknown,
-        () if gateway.is_ready() => ServingStatus::Serving,
-        () => ServingStatus::NotServing,
+    if !SERVICES.contains(&service) {
+        ServingStatus::ServiceUnknown
+    } else if gateway.is_ready() {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
     }
 }
 
